@@ -1,0 +1,1 @@
+//! Facade; see ARCHITECTURE.md.
