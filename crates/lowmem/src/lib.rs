@@ -1,1 +1,42 @@
-//! stub
+//! Find a checkpoint, index it without reading the weights, and place its tensors in the memory of the weights.
+//!
+//! [`Checkpoint::open`] reads headers only. [`Parts`] then hands out tensors group by group, each placed when it is first
+//! asked for: as a view of a private mapping of the file ([`Residency::Mapped`]: nothing is copied), converted or moved
+//! and then kept ([`Residency::Resident`]), or placed for one use and dropped ([`Residency::Streamed`]). Whatever is never
+//! asked for is never read. This crate does not know what a network is.
+//!
+//! ```
+//! use lowmem::{Checkpoint, LoadOptions, PartRequest, Parts, TensorRequest};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = tempfile::tempdir()?;
+//! # let path = folder.path().join("model.safetensors");
+//! let weight = tch::Tensor::f_arange(6, (tch::Kind::Float, tch::Device::Cpu))?.f_view([2, 3])?;
+//! lowmem::save_safetensors(&path, &[("wte.weight".to_owned(), weight)])?;
+//!
+//! let checkpoint = Checkpoint::open(&path)?;
+//! let part = PartRequest { label: "embedding".into(), tensors: vec![TensorRequest::new("wte.weight", [2, 3])] };
+//! let parts = Parts::new(&checkpoint, vec![part], &LoadOptions::default())?;
+//! let tensors = parts.get(0, None)?; // the first byte of a weight is touched after this
+//! assert_eq!(tensors[0].f_double_value(&[1, 2])?, 5.0);
+//! # Ok(())
+//! # }
+//! ```
+
+mod checkpoint;
+mod dtype;
+mod error;
+mod index;
+mod options;
+mod parts;
+mod place;
+mod report;
+mod safetensors_file;
+
+pub use checkpoint::Checkpoint;
+pub use dtype::Dtype;
+pub use error::{Error, Result, first_line, nearest};
+pub use index::{Index, TensorInfo, WeightFile};
+pub use options::{DtypeChoice, LoadOptions, Residency};
+pub use parts::{PartRequest, Parts, TensorRequest};
+pub use report::{LoadReport, NoProgress, Progress};
+pub use safetensors_file::save_safetensors;

@@ -1,0 +1,117 @@
+//! From a path to an index.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Component, Path, PathBuf},
+};
+
+use crate::{Error, Index, Result, safetensors_file};
+
+const SINGLE: &str = "model.safetensors";
+const SHARDED: &str = "model.safetensors.index.json";
+
+/// A checkpoint that has been found and indexed; no weight has been read.
+#[derive(Clone, Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    folder: PathBuf,
+    index: Index,
+}
+
+impl Checkpoint {
+    /// Opens a folder with a checkpoint, a single weight file, or an index file of shards.
+    ///
+    /// # Errors
+    ///
+    /// Says which file is missing, truncated or malformed, and which tensor is at fault.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let metadata = fs::metadata(path).map_err(|_| Error::NotFound { path: path.to_owned() })?;
+        let folder = if metadata.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        let weights = if metadata.is_dir() { find_weights(path)? } else { path.to_owned() };
+        let index = if weights.extension().is_some_and(|extension| extension == "json") {
+            read_shards(&weights)?
+        } else {
+            let (file, tensors) = safetensors_file::read_header(&weights)?;
+            let mut index = Index::default();
+            index.add(file, tensors)?;
+            index
+        };
+        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index })
+    }
+
+    /// The path it was opened by.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The folder with its config, tokenizer and weights.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Where every tensor lies.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// The text of a file of the checkpoint, such as `config.json`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] naming the file.
+    pub fn read_text(&self, name: &str) -> Result<String> {
+        let path = self.folder.join(name);
+        fs::read_to_string(&path).map_err(|source| Error::Io { path, source })
+    }
+
+    /// The path of a file of the checkpoint, where it exists.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        Some(self.folder.join(name)).filter(|path| path.is_file())
+    }
+}
+
+fn find_weights(folder: &Path) -> Result<PathBuf> {
+    let looked_for = vec![SINGLE, SHARDED];
+    let found = looked_for.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for })
+}
+
+#[derive(serde::Deserialize)]
+struct ShardIndex {
+    weight_map: BTreeMap<String, String>,
+}
+
+fn read_shards(path: &Path) -> Result<Index> {
+    let text = fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+    let ShardIndex { weight_map } =
+        serde_json::from_str(&text).map_err(|source| Error::Json { path: path.to_owned(), source })?;
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut shards: BTreeMap<&str, &str> = BTreeMap::new();
+    for (tensor, shard) in &weight_map {
+        let mut components = Path::new(shard).components();
+        if !matches!((components.next(), components.next()), (Some(Component::Normal(_)), None)) {
+            let (tensor, shard) = (tensor.clone(), shard.clone());
+            return Err(Error::ShardOutside { index: path.to_owned(), tensor, shard });
+        }
+        shards.entry(shard).or_insert(tensor);
+    }
+    let mut index = Index::default();
+    for (shard, tensor) in shards {
+        let shard = folder.join(shard);
+        if !shard.is_file() {
+            return Err(Error::ShardMissing { index: path.to_owned(), tensor: tensor.to_owned(), shard });
+        }
+        let (file, tensors) = safetensors_file::read_header(&shard)?;
+        index.add(file, tensors)?;
+    }
+    for (tensor, shard) in weight_map {
+        let shard = folder.join(shard);
+        let there = index.get(&tensor).and_then(|info| index.files.get(info.file));
+        if there.is_none_or(|file| file.path != shard) {
+            return Err(Error::NotInShard { index: path.to_owned(), tensor, shard });
+        }
+    }
+    Ok(index)
+}

@@ -1,0 +1,119 @@
+//! How tensors are to be placed.
+
+use std::{fmt, str::FromStr, sync::Arc};
+
+use tch::Device;
+
+use crate::{Dtype, NoProgress, Progress};
+
+/// Where the weights live while a model runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Residency {
+    /// Mapped where the dtype on disk is the dtype of the run on a CPU, resident otherwise.
+    #[default]
+    Auto,
+    /// Views of a private mapping of the file. Nothing is copied; the system reads pages when they are touched.
+    Mapped,
+    /// Converted or moved when first asked for, then kept.
+    Resident,
+    /// Placed when asked for and dropped after use, the next part being prefetched. For models larger than memory.
+    Streamed,
+}
+
+impl Residency {
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Mapped => "mapped",
+            Self::Resident => "resident",
+            Self::Streamed => "streamed",
+        }
+    }
+}
+
+impl fmt::Display for Residency {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.name())
+    }
+}
+
+impl FromStr for Residency {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Mapped, Self::Resident, Self::Streamed];
+        let found = all.into_iter().find(|residency| residency.name() == name);
+        found.ok_or_else(|| format!("unknown residency {name:?}; known: auto, mapped, resident, streamed"))
+    }
+}
+
+/// The dtype a run computes in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DtypeChoice {
+    /// The dtype on disk, except that f16 and f64 become f32 on a CPU: half precision runs at a hundredth of the speed
+    /// there.
+    #[default]
+    Auto,
+    /// This one.
+    Fixed(Dtype),
+}
+
+impl DtypeChoice {
+    /// The dtype for weights stored as `on_disk` and computed on `device`.
+    pub fn resolve(self, on_disk: Dtype, device: Device) -> Dtype {
+        match (self, on_disk, device) {
+            (Self::Fixed(dtype), _, _) => dtype,
+            (Self::Auto, Dtype::F16, Device::Cpu) | (Self::Auto, Dtype::F64, _) => Dtype::F32,
+            (Self::Auto, on_disk, _) if on_disk.is_float() => on_disk,
+            (Self::Auto, _, _) => Dtype::F32,
+        }
+    }
+}
+
+impl FromStr for DtypeChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        if name == "auto" { Ok(Self::Auto) } else { Ok(Self::Fixed(name.parse()?)) }
+    }
+}
+
+/// How to place the tensors of a checkpoint.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// The device the run computes on.
+    pub device: Device,
+    /// The dtype the run computes in.
+    pub dtype: DtypeChoice,
+    /// Where the weights live.
+    pub residency: Residency,
+    /// Bytes of the one buffer through which converted or moved tensors pass.
+    pub staging_bytes: u64,
+    /// Told as tensors are placed.
+    pub progress: Arc<dyn Progress>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            device: Device::Cpu,
+            dtype: DtypeChoice::Auto,
+            residency: Residency::Auto,
+            staging_bytes: 256 << 20,
+            progress: Arc::new(NoProgress),
+        }
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("LoadOptions")
+            .field("device", &self.device)
+            .field("dtype", &self.dtype)
+            .field("residency", &self.residency)
+            .field("staging_bytes", &self.staging_bytes)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,60 @@
+//! What loading did, and telling somebody while it does it.
+
+use crate::{Dtype, Residency};
+
+/// Told as tensors are placed; may be called from a background thread.
+pub trait Progress: Send + Sync {
+    /// `bytes` on disk are about to be placed.
+    fn begin(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
+    /// The tensor `name`, `bytes` on disk, has been placed.
+    fn placed(&self, name: &str, bytes: u64) {
+        let _ = (name, bytes);
+    }
+
+    /// All is placed.
+    fn end(&self) {}
+}
+
+/// Tells nobody.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoProgress;
+
+impl Progress for NoProgress {}
+
+/// What loading has done so far.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoadReport {
+    /// Weight files of the checkpoint.
+    pub files: usize,
+    /// Tensors the parts ask for.
+    pub tensors: usize,
+    /// Where the weights live.
+    pub residency: Residency,
+    /// The dtype the run computes in.
+    pub dtype: Dtype,
+    /// Tensors placed so far.
+    pub tensors_placed: usize,
+    /// Bytes on disk of what has been placed or gathered so far. A mapped tensor counts once, when first handed out,
+    /// though the system reads its pages only as they are touched.
+    pub bytes_read: u64,
+    /// Bytes allocated for weights so far (a mapping allocates none).
+    pub bytes_allocated: u64,
+    /// The largest staging buffer so far, in bytes.
+    pub staging_peak: u64,
+    /// Seconds spent in placing, reading included.
+    pub seconds: f64,
+    /// Tensors of the checkpoint that are known not to be weights.
+    pub ignored: Vec<String>,
+    /// Pairs (name, name whose storage it shares).
+    pub tied: Vec<(String, String)>,
+}
+
+impl LoadReport {
+    /// Reading speed in GB (10^9 bytes) per second.
+    pub fn gigabytes_per_second(&self) -> f64 {
+        if self.seconds > 0.0 { self.bytes_read as f64 / 1e9 / self.seconds } else { 0.0 }
+    }
+}
