@@ -1,2 +1,151 @@
+<<<<<<< HEAD
 //! stub
 fn main() {}
+=======
+//! `cargo xtask`: set-up and checks.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use xtask::{
+    environment::Environment,
+    libtorch::{From, Provided, Request},
+    routes::Flavour,
+    steps,
+};
+
+/// Set-up and checks for the workspace. Every command first makes sure that libtorch is there.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", version, propagate_version = false)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Find or install libtorch, and point .libtorch at it
+    ///
+    /// Used is, first to last: what LIBTORCH or LIBTORCH_USE_PYTORCH names; what .libtorch leads to; the cache of this
+    /// user; the official archive, put into the cache; the CPU half of the torch wheel, through pip, put into the cache.
+    #[command(after_help = VARIABLES)]
+    Libtorch(Libtorch),
+    /// Draw the logit lens of the bundled model for a sentence
+    Demo {
+        /// What the model reads
+        sentence: Option<OsString>,
+        /// After `--`: more arguments for the example `logit_lens`
+        #[arg(last = true, value_name = "ARGUMENTS")]
+        arguments: Vec<OsString>,
+    },
+    /// Run all tests, documentation included
+    Test {
+        /// For `cargo test`, as they are (`-p lens`, `-- --nocapture`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<OsString>,
+    },
+    /// Run the tests, then rustfmt, clippy and rustdoc with warnings as errors
+    Check {
+        /// Only what comes after the tests
+        #[arg(long)]
+        skip_tests: bool,
+    },
+}
+
+const VARIABLES: &str = "\
+Variables:
+  LIBTORCH                           Absolute path of a libtorch to use as it is
+  LIBTORCH_USE_PYTORCH               If set, use the torch package of python3 (of python in a virtual environment)
+  TRANSFORMER_UTILS_CACHE            The folder to install into, in place of this user's cache
+  TRANSFORMER_UTILS_LIBTORCH_MIRROR  Address of a copy of https://download.pytorch.org/libtorch";
+
+#[derive(Debug, Args)]
+struct Libtorch {
+    /// Where from: `auto`, `archive`, `pip`, or a folder to link as it is
+    ///
+    /// Anything but `auto` passes over the variables and the present link.
+    #[arg(long, default_value = "auto", value_name = "auto|archive|pip|DIR")]
+    from: From,
+    /// Get the build for a CUDA version; `none` goes back to the CPU
+    #[arg(long, value_name = "VERSION")]
+    cuda: Option<Cuda>,
+    /// Install again what is installed
+    #[arg(long)]
+    force: bool,
+    /// Print the folder and nothing else
+    #[arg(long)]
+    print: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Cuda {
+    None,
+    Cu126,
+    Cu128,
+    Cu130,
+}
+
+impl Libtorch {
+    fn request(&self) -> Request {
+        let flavour = self.cuda.map(|cuda| match cuda {
+            Cuda::None => Flavour::Cpu,
+            Cuda::Cu126 => Flavour::Cu126,
+            Cuda::Cu128 => Flavour::Cu128,
+            Cuda::Cu130 => Flavour::Cu130,
+        });
+        Request { from: self.from.clone(), flavour, force: self.force }
+    }
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> Result<()> {
+    let environment = Environment::from_process()?;
+    let set_up = || steps::set_up(&environment, &Request::default()).map(|provided| report(&provided));
+    match cli.command {
+        Task::Libtorch(options) => {
+            let provided = xtask::libtorch::provide(&environment, &options.request())?;
+            steps::relink(&environment, &provided.pointed);
+            if options.print {
+                println!("{}", provided.folder.path.display());
+            } else {
+                report(&provided);
+                if let Err(error) = steps::compiler(&environment) {
+                    eprintln!("warning: {error:#}");
+                }
+            }
+            Ok(())
+        }
+        Task::Demo { sentence, arguments } => {
+            set_up()?;
+            steps::demo(&environment, sentence.as_deref(), &arguments)
+        }
+        Task::Test { .. } => {
+            set_up()?;
+            // Not clap's, which has lost a leading `--`.
+            let arguments: Vec<_> = std::env::args_os().skip(2).collect();
+            steps::run(&mut steps::test(&environment, &arguments))
+        }
+        Task::Check { skip_tests } => {
+            set_up()?;
+            let test = steps::Step { name: "test", command: steps::test(&environment, &[]), component: None };
+            let mut all = if skip_tests { Vec::new() } else { vec![test] };
+            all.extend(steps::lints(&environment));
+            steps::check(&environment, all)
+        }
+    }
+}
+
+fn report(provided: &Provided) {
+    eprintln!("{} ({})", provided.folder, provided.because);
+}
+>>>>>>> xtask

@@ -1,1 +1,37 @@
-//! stub
+//! Take activations from any part of a model without running, or reading, the rest.
+//!
+//! [`partial_forward`] is the whole of it for most people: names in, tensors out, and the run ends at the deepest name.
+//! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures.
+//!
+//! ```
+//! use models::{Config, Input, Model};
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let config = Config::from_json(r#"{"model_type": "gpt2", "n_layer": 12, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#)?;
+//! let model = Model::random(config, 0)?;
+//! let output = partial::partial_forward(
+//!     &model,
+//!     &[
+//!         "h.0",             // output of the first block
+//!         "h.2.attn.c_attn", // queries, keys and values of the third
+//!         "h.5.mlp.c_proj",  // what the sixth block's MLP adds
+//!     ],
+//!     &Input::from_rows(&[[1, 2, 3]])?,
+//! )?;
+//! assert_eq!(output.get("h.0")?.size(), [1, 3, 8]); // [batch, position, d_model]
+//! assert_eq!(output.get("h.2.attn.c_attn")?.size(), [1, 3, 24]);
+//! assert_eq!(output.blocks_run(), 6); // of 12
+//! # Ok(())
+//! # }
+//! ```
+
+mod activations;
+mod edit;
+mod error;
+mod plan;
+mod run;
+
+pub use activations::Activations;
+pub use edit::Edit;
+pub use error::{Error, Result};
+pub use plan::Plan;
+pub use run::{Run, partial_forward};

@@ -1,0 +1,183 @@
+//! The one error type of this crate.
+
+use tch::TchError;
+
+use crate::Site;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong between a checkpoint and its logits.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The checkpoint's weights could not be found or placed.
+    #[error(transparent)]
+    Weights(#[from] lowmem::Error),
+    /// `config.json` is not what a config must be.
+    #[error("config.json: {problem}")]
+    Config {
+        /// Which field, what was expected, what was found.
+        problem: String,
+    },
+    /// A model family that this crate does not know.
+    #[error("config.json: model_type {found:?} is not supported; supported: {}", .supported.join(", "))]
+    UnsupportedModelType {
+        /// The `model_type` of the config.
+        found: String,
+        /// Those that work.
+        supported: Vec<&'static str>,
+    },
+    /// A setting of a known family that this crate does not implement.
+    #[error("config.json: {setting} = {found} is not supported; supported: {supported}")]
+    UnsupportedSetting {
+        /// The field.
+        setting: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        supported: String,
+    },
+    /// A name that is no site of this model.
+    #[error("unknown name {name:?}{}{}", blocks_hint(.name, *.blocks), did_you_mean(.nearest))]
+    UnknownSite {
+        /// The name as asked.
+        name: String,
+        /// How many blocks the model has.
+        blocks: usize,
+        /// The names most like it.
+        nearest: Vec<String>,
+    },
+    /// A module that only holds others and has no output.
+    #[error("{name:?} holds other modules and has no output of its own; ask for one of them: {}", .inside.join(", "))]
+    Container {
+        /// The name as asked.
+        name: String,
+        /// Some of the names inside.
+        inside: Vec<String>,
+    },
+    /// There is nothing to run.
+    #[error("the input is empty; give at least one token")]
+    EmptyInput,
+    /// An input has another shape than its companions imply.
+    #[error("{what} has shape {found:?}, expected {expected:?} ([batch, position])")]
+    InputShape {
+        /// Which input.
+        what: &'static str,
+        /// The shape it must have.
+        expected: Vec<i64>,
+        /// The shape it has.
+        found: Vec<i64>,
+    },
+    /// A token id that the embedding has no row for.
+    #[error("token id {id} in row {row} at position {position} is outside the vocabulary of {vocabulary}")]
+    TokenOutOfRange {
+        /// The id.
+        id: i64,
+        /// Row of the batch.
+        row: i64,
+        /// Position in the row.
+        position: i64,
+        /// Size of the vocabulary.
+        vocabulary: i64,
+    },
+    /// More tokens than the model has positions.
+    #[error("{found} positions, but the model has {limit}; shorten the input")]
+    TooManyPositions {
+        /// Positions needed, those in the cache included.
+        found: i64,
+        /// Positions the model has.
+        limit: i64,
+    },
+    /// A position id that the position embedding has no row for.
+    #[error("position id {id} is outside 0..{limit}")]
+    PositionOutOfRange {
+        /// The id.
+        id: i64,
+        /// Positions the model has.
+        limit: i64,
+    },
+    /// A run can only start from the residual stream.
+    #[error("a run cannot start at {site}: it must be a residual stream (input, h.i.resid_mid or h.i)")]
+    BadStart {
+        /// Where it was to start.
+        site: String,
+    },
+    /// The cache was filled by another kind of run.
+    #[error("the cache holds {found}, this run needs {expected}")]
+    CacheMismatch {
+        /// What the run needs.
+        expected: String,
+        /// What the cache holds.
+        found: String,
+    },
+    /// An observer's replacement does not fit the place.
+    #[error(
+        "the value put in at {site} has shape {found:?}, dtype {found_kind:?} and device {found_device:?}; \
+         expected {expected:?}, {expected_kind:?}, {expected_device:?}"
+    )]
+    Replacement {
+        /// The site's name.
+        site: String,
+        /// Shape of the value it replaces.
+        expected: Vec<i64>,
+        /// Shape of the replacement.
+        found: Vec<i64>,
+        /// Dtype of the value it replaces.
+        expected_kind: tch::Kind,
+        /// Dtype of the replacement.
+        found_kind: tch::Kind,
+        /// Device of the value it replaces.
+        expected_device: tch::Device,
+        /// Device of the replacement.
+        found_device: tch::Device,
+    },
+    /// An observer failed.
+    #[error("at {site}: {source}")]
+    Observer {
+        /// The site's name.
+        site: String,
+        /// What the observer said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// Libtorch failed: out of memory, a device error.
+    #[error("computing {at}: {}", lowmem::first_line(.source))]
+    Torch {
+        /// The site's name or the input.
+        at: String,
+        /// What libtorch said.
+        source: TchError,
+    },
+}
+
+impl Error {
+    pub(crate) fn torch(at: impl ToString) -> impl FnOnce(TchError) -> Self {
+        move |source| Self::Torch { at: at.to_string(), source }
+    }
+}
+
+/// Puts the site's name on a libtorch error. The name is only spelt out when there is an error.
+pub(crate) trait At<T> {
+    fn at(self, site: Site) -> Result<T>;
+}
+
+impl<T> At<T> for std::result::Result<T, TchError> {
+    fn at(self, site: Site) -> Result<T> {
+        self.map_err(|source| Error::Torch { at: site.to_string(), source })
+    }
+}
+
+fn did_you_mean(nearest: &[String]) -> String {
+    if nearest.is_empty() { String::new() } else { format!("; nearest: {}", nearest.join(", ")) }
+}
+
+/// Says how many blocks there are to somebody who asked for one beyond them.
+fn blocks_hint(name: &str, blocks: usize) -> String {
+    let block = name.split('.').find_map(|segment| segment.parse::<usize>().ok());
+    match block {
+        Some(block) if block >= blocks => {
+            format!("; the model has {blocks} blocks, h.0 to h.{}", blocks.saturating_sub(1))
+        }
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,226 @@
+//! What a run reads.
+
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{Error, Result, Site};
+
+/// At which positions logits are computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogitsAt {
+    /// At all of them.
+    #[default]
+    All,
+    /// At the last one: what generation needs. The `lm_head` site then has one position.
+    Last,
+}
+
+/// Where a run begins and what it reads there.
+#[derive(Debug)]
+pub(crate) enum Start {
+    /// From token ids, `[batch, position]`.
+    Tokens(Tensor),
+    /// In the middle: this residual stream is the value at the site, and the run goes on after it.
+    Stream { site: Site, stream: Tensor },
+}
+
+/// The input of one run: token ids (or a residual stream to start from), and optionally a mask and positions.
+#[derive(Debug)]
+pub struct Input {
+    pub(crate) start: Start,
+    pub(crate) attention_mask: Option<Tensor>,
+    pub(crate) position_ids: Option<Tensor>,
+    pub(crate) logits_at: LogitsAt,
+}
+
+impl Input {
+    /// Token ids as a tensor of any integer dtype, `[batch, position]`.
+    pub fn ids(ids: Tensor) -> Self {
+        Self::starting(Start::Tokens(ids))
+    }
+
+    /// Token ids as rows of equal length.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyInput`]; [`Error::InputShape`] where rows differ in length (pad them and give a mask).
+    pub fn from_rows<R: AsRef<[i64]>>(rows: &[R]) -> Result<Self> {
+        let length = rows.first().map_or(0, |row| row.as_ref().len());
+        if length == 0 {
+            return Err(Error::EmptyInput);
+        }
+        if let Some(other) = rows.iter().find(|row| row.as_ref().len() != length) {
+            return Err(Error::InputShape {
+                what: "a row of the batch",
+                expected: vec![1, length as i64],
+                found: vec![1, other.as_ref().len() as i64],
+            });
+        }
+        let flat: Vec<i64> = rows.iter().flat_map(|row| row.as_ref().iter().copied()).collect();
+        let ids = Tensor::f_from_slice(&flat).and_then(|ids| ids.f_view([rows.len() as i64, length as i64]));
+        Ok(Self::ids(ids.map_err(Error::torch("the input"))?))
+    }
+
+    /// A run from the middle: `stream` (`[batch, position, d_model]`) stands for the value at `site`, which must be a
+    /// residual stream (`input`, `h.i.resid_mid`, `h.i`); what follows the site is run.
+    pub fn stream(site: Site, stream: Tensor) -> Self {
+        Self::starting(Start::Stream { site, stream })
+    }
+
+    fn starting(start: Start) -> Self {
+        Self { start, attention_mask: None, position_ids: None, logits_at: LogitsAt::All }
+    }
+
+    /// Marks padding: `[batch, position]`, zero where a token is padding; with a cache, the cached positions come first.
+    pub fn attention_mask(mut self, mask: Tensor) -> Self {
+        self.attention_mask = Some(mask);
+        self
+    }
+
+    /// Rows of the position embedding, `[batch or 1, position]`; by default counted from the first column.
+    pub fn position_ids(mut self, positions: Tensor) -> Self {
+        self.position_ids = Some(positions);
+        self
+    }
+
+    /// Position ids that count the tokens that are not padding, as Hugging Face's `generate` does for left padding.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`].
+    pub fn positions_from_mask(mask: &Tensor) -> Result<Tensor> {
+        let count = || {
+            let mask = mask.f_to_kind(Kind::Int64)?;
+            let positions = mask.f_cumsum(-1, Kind::Int64)?.f_sub_scalar(1)?;
+            positions.f_masked_fill(&mask.f_eq(0)?, 1)
+        };
+        count().map_err(Error::torch("positions from the attention mask"))
+    }
+
+    /// Where a run from the middle starts; `None` for one from token ids.
+    pub fn start_site(&self) -> Option<Site> {
+        match &self.start {
+            Start::Tokens(_) => None,
+            Start::Stream { site, .. } => Some(*site),
+        }
+    }
+
+    /// Which logits to compute.
+    pub fn logits_at(mut self, at: LogitsAt) -> Self {
+        self.logits_at = at;
+        self
+    }
+}
+
+/// An input that has been checked against the model.
+pub(crate) struct Checked {
+    /// Token ids on the CPU, `[batch, position]`, unless the run starts in the middle.
+    pub(crate) ids: Option<Tensor>,
+    /// Position ids on the CPU, `[batch or 1, position]`.
+    pub(crate) position_ids: Option<Tensor>,
+    /// `[batch, cached and new positions]`, true where a token may be attended to; absent when all may.
+    pub(crate) attended: Option<Tensor>,
+    pub(crate) batch: i64,
+    pub(crate) length: i64,
+}
+
+pub(crate) struct Limits {
+    pub(crate) vocabulary: i64,
+    pub(crate) positions: i64,
+    pub(crate) d_model: i64,
+    pub(crate) cached: i64,
+    pub(crate) device: Device,
+}
+
+impl Input {
+    pub(crate) fn check(&self, limits: &Limits) -> Result<Checked> {
+        let shape = match &self.start {
+            Start::Tokens(ids) => ids.size(),
+            Start::Stream { stream, .. } => stream.size(),
+        };
+        let (batch, length) = match (&self.start, &shape[..]) {
+            (Start::Tokens(_), &[batch, length]) => (batch, length),
+            (Start::Stream { .. }, &[batch, length, width]) if width == limits.d_model => (batch, length),
+            (Start::Tokens(_), _) => return Err(mismatch("the token ids", &[-1, -1], shape)),
+            (Start::Stream { .. }, _) => return Err(mismatch("the stream", &[-1, -1, limits.d_model], shape)),
+        };
+        if batch == 0 || length == 0 {
+            return Err(Error::EmptyInput);
+        }
+        let total = limits.cached + length;
+        if total > limits.positions {
+            return Err(Error::TooManyPositions { found: total, limit: limits.positions });
+        }
+        let torch = || Error::torch("the input");
+        let ids = match &self.start {
+            Start::Tokens(ids) => {
+                let ids = integers(ids, "the token ids")?;
+                check_ids(&ids, limits.vocabulary)?;
+                Some(ids)
+            }
+            Start::Stream { .. } => None,
+        };
+        let position_ids = match (&self.position_ids, &ids) {
+            (_, None) => None,
+            (Some(positions), _) => {
+                let size = positions.size();
+                if size != [batch, length] && size != [1, length] {
+                    return Err(mismatch("position_ids", &[batch, length], size));
+                }
+                let positions = integers(positions, "position_ids")?;
+                let (least, most) = (positions.f_min(), positions.f_max());
+                for value in [least, most] {
+                    let id = value.and_then(|value| value.f_int64_value(&[])).map_err(torch())?;
+                    if !(0..limits.positions).contains(&id) {
+                        return Err(Error::PositionOutOfRange { id, limit: limits.positions });
+                    }
+                }
+                Some(positions)
+            }
+            (None, Some(_)) => {
+                let positions = Tensor::f_arange_start(limits.cached, total, (Kind::Int64, Device::Cpu));
+                Some(positions.and_then(|positions| positions.f_unsqueeze(0)).map_err(torch())?)
+            }
+        };
+        let attended = match &self.attention_mask {
+            None => None,
+            Some(mask) if mask.size() != [batch, total] => {
+                return Err(mismatch("attention_mask", &[batch, total], mask.size()));
+            }
+            Some(mask) => {
+                let attended = mask.f_ne(0).map_err(torch())?;
+                let all = attended.f_all().and_then(|all| all.f_int64_value(&[])).map_err(torch())?;
+                if all != 0 { None } else { Some(attended.f_to_device(limits.device).map_err(torch())?) }
+            }
+        };
+        Ok(Checked { ids, position_ids, attended, batch, length })
+    }
+}
+
+fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {
+    Error::InputShape { what, expected: expected.to_vec(), found }
+}
+
+fn integers(tensor: &Tensor, what: &'static str) -> Result<Tensor> {
+    let convert = || {
+        let kind = tensor.f_kind()?;
+        let whole = matches!(kind, Kind::Int64 | Kind::Int | Kind::Int16 | Kind::Int8 | Kind::Uint8);
+        if !whole {
+            return Err(TchError::Kind(format!("{what} must be integers, not {kind:?}")));
+        }
+        tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?.f_contiguous()
+    };
+    convert().map_err(Error::torch(what))
+}
+
+fn check_ids(ids: &Tensor, vocabulary: i64) -> Result<()> {
+    let mut values = vec![0_i64; ids.numel()];
+    ids.f_copy_data(&mut values, ids.numel()).map_err(Error::torch("the token ids"))?;
+    let columns = ids.size().last().copied().unwrap_or(1).max(1);
+    for (place, id) in values.into_iter().enumerate() {
+        if !(0..vocabulary).contains(&id) {
+            let (row, position) = (place as i64 / columns, place as i64 % columns);
+            return Err(Error::TokenOutOfRange { id, row, position, vocabulary });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,222 @@
+//! Which tensors the parts of a model need, and which is which when they arrive.
+//!
+//! Part 0 is the embedding, part `i + 1` block `i`, then come the final norm and the unembedding. The functions that ask
+//! for tensors and those that take them apart walk the same [`Family`] in the same order.
+
+use lowmem::{Index, PartRequest, TensorRequest};
+use tch::{TchError, Tensor};
+
+use crate::{
+    Config, Error, Family, Result,
+    family::{LinearSpec, Matrices, QueryKeyValue},
+};
+
+pub(crate) const EMBEDDING: usize = 0;
+pub(crate) const TOKENS: usize = 0;
+pub(crate) const POSITIONS: usize = 1;
+
+pub(crate) const fn block(index: usize) -> usize {
+    index + 1
+}
+
+pub(crate) const fn final_norm(layers: usize) -> usize {
+    layers + 1
+}
+
+pub(crate) const fn unembedding(layers: usize) -> usize {
+    layers + 2
+}
+
+const PREFIX: &str = "transformer.";
+const TOKEN_EMBEDDING: &str = "wte.weight";
+const HEAD: &str = "lm_head.weight";
+
+/// How one checkpoint spells the names that are not the family's own.
+pub(crate) struct Spelling {
+    prefix: &'static str,
+    tokens: String,
+    head: String,
+}
+
+impl Spelling {
+    /// The spelling of a checkpoint: with or without `transformer.`, with its own unembedding or not.
+    ///
+    /// A tied checkpoint may store the shared matrix under either name, or both.
+    pub(crate) fn of(index: &Index, config: &Config) -> Self {
+        let has = |name: &str| index.get(name).is_some();
+        let prefix = if index.tensors.keys().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
+        let tokens = format!("{prefix}{TOKEN_EMBEDDING}");
+        let head = if !config.tied || has(HEAD) { HEAD.to_owned() } else { tokens.clone() };
+        let tokens = if config.tied && !has(&tokens) && has(HEAD) { HEAD.to_owned() } else { tokens };
+        Self { prefix, tokens, head }
+    }
+
+    /// The spelling that `save_pretrained` would give.
+    pub(crate) fn standard(config: &Config) -> Self {
+        let tokens = format!("{PREFIX}{TOKEN_EMBEDDING}");
+        let head = if config.tied { tokens.clone() } else { HEAD.to_owned() };
+        Self { prefix: PREFIX, tokens, head }
+    }
+}
+
+/// The parts of a model, in order.
+pub(crate) fn parts(config: &Config, spelling: &Spelling) -> Vec<PartRequest> {
+    let prefix = spelling.prefix;
+    let d_model = config.d_model;
+    let mut parts = vec![PartRequest {
+        label: "embedding".into(),
+        tensors: vec![
+            TensorRequest::new(&spelling.tokens, [config.vocabulary, d_model]),
+            TensorRequest::new(format!("{prefix}wpe.weight"), [config.positions, d_model]),
+        ],
+    }];
+    for index in 0..config.layers() {
+        let label = format!("h.{index}");
+        let tensors = block_tensors(config, &format!("{prefix}{label}."));
+        parts.push(PartRequest { label, tensors });
+    }
+    parts.push(PartRequest { label: "ln_f".into(), tensors: norm_tensors(&format!("{prefix}ln_f"), d_model).into() });
+    let head = TensorRequest::new(&spelling.head, [config.vocabulary, d_model]);
+    parts.push(PartRequest { label: "lm_head".into(), tensors: vec![head] });
+    parts
+}
+
+fn norm_tensors(name: &str, width: i64) -> [TensorRequest; 2] {
+    ["weight", "bias"].map(|kind| TensorRequest::new(format!("{name}.{kind}"), [width]))
+}
+
+fn block_tensors(config: &Config, prefix: &str) -> Vec<TensorRequest> {
+    let family = config.family;
+    let (d_model, d_mlp) = (config.d_model, config.d_mlp);
+    let mut tensors = Vec::new();
+    let linear = |tensors: &mut Vec<TensorRequest>, spec: LinearSpec, from: i64, to: i64| {
+        let shape = match family.matrices {
+            Matrices::InOut => [from, to],
+            Matrices::OutIn => [to, from],
+        };
+        tensors.push(TensorRequest::new(format!("{prefix}{}.weight", spec.name), shape));
+        if spec.bias {
+            tensors.push(TensorRequest::new(format!("{prefix}{}.bias", spec.name), [to]));
+        }
+    };
+    tensors.extend(norm_tensors(&format!("{prefix}ln_1"), d_model));
+    match family.query_key_value {
+        QueryKeyValue::Fused(spec) => linear(&mut tensors, spec, d_model, 3 * d_model),
+        QueryKeyValue::Separate(specs) => {
+            specs.map(|spec| linear(&mut tensors, spec, d_model, d_model)).into_iter().collect()
+        }
+    }
+    linear(&mut tensors, family.attention_output, d_model, d_model);
+    tensors.extend(norm_tensors(&format!("{prefix}ln_2"), d_model));
+    linear(&mut tensors, family.mlp_input, d_model, d_mlp);
+    linear(&mut tensors, family.mlp_output, d_mlp, d_model);
+    tensors
+}
+
+/// Tensors of the checkpoint that are known to be no weights.
+pub(crate) fn ignored(index: &Index, config: &Config, spelling: &Spelling) -> Vec<String> {
+    let buffer = |block: usize, name: &&str| format!("{}h.{block}.{name}", spelling.prefix);
+    let blocks = 0..config.layers();
+    let names = blocks.flat_map(|block| config.family.buffers.iter().map(move |name| buffer(block, name)));
+    names.filter(|name| index.get(name).is_some()).collect()
+}
+
+/// A layer norm's weights, `[width]` each.
+pub(crate) struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Norm {
+    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` over the last dimension.
+    pub(crate) fn apply(&self, x: &Tensor, epsilon: f64) -> Result<Tensor, TchError> {
+        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), epsilon, false)
+    }
+
+    /// The same, with input and weights in `kind`.
+    pub(crate) fn apply_in(&self, x: &Tensor, epsilon: f64, kind: tch::Kind) -> Result<Tensor, TchError> {
+        let norm = Self { weight: self.weight.f_to_kind(kind)?, bias: self.bias.f_to_kind(kind)? };
+        norm.apply(&x.f_to_kind(kind)?, epsilon)
+    }
+}
+
+/// A matrix with an optional bias.
+pub(crate) struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    matrices: Matrices,
+}
+
+impl Linear {
+    /// `[.., in]` to `[.., out]`.
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        match self.matrices {
+            Matrices::OutIn => x.f_linear(&self.weight, self.bias.as_ref()),
+            // A transposed view; libtorch turns it back when it multiplies, so nothing is copied.
+            Matrices::InOut => x.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref()),
+        }
+    }
+}
+
+pub(crate) enum Projections {
+    Fused(Linear),
+    Separate([Linear; 3]),
+}
+
+/// The weights of one block.
+pub(crate) struct Block {
+    pub(crate) norm_1: Norm,
+    pub(crate) query_key_value: Projections,
+    pub(crate) attention_output: Linear,
+    pub(crate) norm_2: Norm,
+    pub(crate) mlp_input: Linear,
+    pub(crate) mlp_output: Linear,
+}
+
+/// Takes tensors in the order in which they were requested.
+struct Cursor {
+    family: &'static Family,
+    tensors: std::vec::IntoIter<Tensor>,
+}
+
+impl Cursor {
+    fn tensor(&mut self) -> Result<Tensor> {
+        // Out of step with the requests above: a bug, but no reason to panic.
+        self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
+    }
+
+    fn norm(&mut self) -> Result<Norm> {
+        Ok(Norm { weight: self.tensor()?, bias: self.tensor()? })
+    }
+
+    fn linear(&mut self, spec: LinearSpec) -> Result<Linear> {
+        let weight = self.tensor()?;
+        let bias = if spec.bias { Some(self.tensor()?) } else { None };
+        Ok(Linear { weight, bias, matrices: self.family.matrices })
+    }
+}
+
+impl Block {
+    pub(crate) fn take(family: &'static Family, tensors: Vec<Tensor>) -> Result<Self> {
+        let mut cursor = Cursor { family, tensors: tensors.into_iter() };
+        Ok(Self {
+            norm_1: cursor.norm()?,
+            query_key_value: match family.query_key_value {
+                QueryKeyValue::Fused(spec) => Projections::Fused(cursor.linear(spec)?),
+                QueryKeyValue::Separate([query, key, value]) => {
+                    Projections::Separate([cursor.linear(query)?, cursor.linear(key)?, cursor.linear(value)?])
+                }
+            },
+            attention_output: cursor.linear(family.attention_output)?,
+            norm_2: cursor.norm()?,
+            mlp_input: cursor.linear(family.mlp_input)?,
+            mlp_output: cursor.linear(family.mlp_output)?,
+        })
+    }
+}
+
+impl Norm {
+    pub(crate) fn take(family: &'static Family, tensors: Vec<Tensor>) -> Result<Self> {
+        Cursor { family, tensors: tensors.into_iter() }.norm()
+    }
+}

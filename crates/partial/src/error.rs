@@ -1,0 +1,80 @@
+//! The one error type of this crate.
+
+use tch::TchError;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong between names and tensors.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model, its input or a name is at fault.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// No name was asked for.
+    #[error("no names were given; ask for at least one, such as h.0")]
+    NoNames,
+    /// A name that was not among those of the run.
+    #[error("{name:?} was not captured; captured: {}", .captured.join(", "))]
+    NotCaptured {
+        /// The name as asked.
+        name: String,
+        /// Names of the run.
+        captured: Vec<String>,
+    },
+    /// An edit that the run would never reach.
+    #[error("the edit of {edit} comes after {deepest}, where the run ends; capture something after it")]
+    EditAfterStop {
+        /// The site of the edit.
+        edit: String,
+        /// The deepest name of the run.
+        deepest: String,
+    },
+    /// A site that lies before the place where the run starts.
+    #[error("{site} comes before {start}, where the run starts, and has no value")]
+    BeforeStart {
+        /// The site.
+        site: String,
+        /// Where the run starts.
+        start: String,
+    },
+    /// Heads were chosen at a site that has none.
+    #[error("{site} has no heads; only attn.z and attn.pattern have")]
+    NoHeads {
+        /// The site of the edit.
+        site: String,
+    },
+    /// Positions or heads beyond those there are.
+    #[error("{site}: {what} {begin}..{end} is outside the {size} there are")]
+    OutOfRange {
+        /// The site.
+        site: String,
+        /// `positions` or `heads`.
+        what: &'static str,
+        /// First chosen.
+        begin: i64,
+        /// One past the last chosen.
+        end: i64,
+        /// How many there are.
+        size: i64,
+    },
+    /// An edit's value does not fit what it changes.
+    #[error("the edit of {site} has a value of shape {found:?}, which does not fit {expected:?}")]
+    EditShape {
+        /// The site of the edit.
+        site: String,
+        /// The shape of what is changed.
+        expected: Vec<i64>,
+        /// The shape of the value.
+        found: Vec<i64>,
+    },
+    /// Libtorch failed while a value was captured or changed.
+    #[error("{at}: {}", models::first_line(.source))]
+    Torch {
+        /// The site.
+        at: String,
+        /// What libtorch said.
+        source: TchError,
+    },
+}

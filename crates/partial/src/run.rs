@@ -1,0 +1,202 @@
+//! Running a model as far as the deepest name.
+
+use std::ops::Range;
+
+use models::{Action, Input, KvCache, Model, Observer, ObserverError, Site};
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Activations, Edit, Error, Plan, Result,
+    edit::{narrow, position_dimension},
+};
+
+/// Runs `model` over `input` no further than the deepest of `names` and returns the value at each.
+///
+/// Names are those of Hugging Face's `named_modules()`, with or without `transformer.`; see [`models::Sites`]. Gradients
+/// flow to whatever is trainable; without trainable weights nothing is recorded.
+///
+/// # Errors
+///
+/// Unknown names, before anything runs; whatever [`Model::forward`] refuses.
+pub fn partial_forward<S: AsRef<str>>(model: &Model, names: &[S], input: &Input) -> Result<Activations> {
+    Run::new(model, names)?.run(input)
+}
+
+/// A run being prepared: what to capture, what to change, where to put it.
+///
+/// ```
+/// # use models::{Config, Input, Model};
+/// # use partial::{Edit, Run};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+/// # let model = Model::random(Config::from_json(config)?, 0)?;
+/// // Activation patching: put the clean run's attention output into the corrupted run.
+/// let (clean, corrupted) = (Input::from_rows(&[[1, 2, 3]])?, Input::from_rows(&[[1, 9, 3]])?);
+/// let attention = Run::new(&model, &["h.1.attn"])?.run(&clean)?;
+/// let patched = Run::new(&model, &["lm_head"])?
+///     .edit("h.1.attn", Edit::replace(attention.get("h.1.attn")?))?
+///     .run(&corrupted)?;
+/// # assert_eq!(patched.get("lm_head")?.size(), [1, 3, 20]);
+/// # Ok(())
+/// # }
+/// ```
+pub struct Run<'a> {
+    model: &'a Model,
+    plan: Plan,
+    edits: Vec<(Site, Edit)>,
+    positions: Option<Range<i64>>,
+    device: Option<Device>,
+    kind: Option<Kind>,
+}
+
+impl<'a> Run<'a> {
+    /// A run that captures `names`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Plan::new`].
+    pub fn new<S: AsRef<str>>(model: &'a Model, names: &[S]) -> Result<Self> {
+        Ok(Self::planned(model, Plan::new(model, names)?))
+    }
+
+    /// A run of a plan made before.
+    pub fn planned(model: &'a Model, plan: Plan) -> Self {
+        Self { model, plan, edits: Vec::new(), positions: None, device: None, kind: None }
+    }
+
+    /// Changes the value at `name`; several edits of one site apply in the order given. A capture of an edited site sees
+    /// the value after the edits, as the rest of the model does.
+    ///
+    /// # Errors
+    ///
+    /// An unknown name; [`Error::EditAfterStop`] for a site after the deepest capture; [`Error::NoHeads`].
+    pub fn edit(mut self, name: &str, edit: Edit) -> Result<Self> {
+        let site = self.model.sites().parse(name)?;
+        if site > self.plan.deepest() {
+            let deepest = self.plan.deepest().to_string();
+            return Err(Error::EditAfterStop { edit: name.to_owned(), deepest });
+        }
+        edit.check(site)?;
+        self.edits.push((site, edit));
+        Ok(self)
+    }
+
+    /// Keeps only these positions of every capture (for an attention pattern: queries). The model still sees all.
+    pub fn positions(mut self, positions: Range<i64>) -> Self {
+        self.positions = Some(positions);
+        self
+    }
+
+    /// Moves every capture to `device` as soon as it is made, so that a long run does not fill the one that computes.
+    pub fn to_device(mut self, device: Device) -> Self {
+        self.device = Some(device);
+        self
+    }
+
+    /// Converts every capture to `kind` as soon as it is made.
+    pub fn to_kind(mut self, kind: Kind) -> Self {
+        self.kind = Some(kind);
+        self
+    }
+
+    /// Runs the model as far as needed. The run can be repeated with other inputs.
+    ///
+    /// # Errors
+    ///
+    /// Whatever [`Model::forward`] refuses, and errors that name the site where a capture or an edit failed.
+    pub fn run(&self, input: &Input) -> Result<Activations> {
+        self.run_with(input, |model, input, observer| model.forward(input, observer))
+    }
+
+    /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::run`].
+    pub fn run_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Activations> {
+        self.run_with(input, |model, input, observer| model.forward_cached(input, cache, observer))
+    }
+
+    fn run_with(
+        &self,
+        input: &Input,
+        forward: impl FnOnce(&Model, &Input, &mut dyn Observer) -> models::Result<models::Outcome>,
+    ) -> Result<Activations> {
+        if let Some(start) = input.start_site() {
+            let sites = self.plan.captures.iter().map(|(_, site)| site).chain(self.edits.iter().map(|(site, _)| site));
+            if let Some(before) = sites.into_iter().find(|&&site| site < start) {
+                return Err(Error::BeforeStart { site: before.to_string(), start: start.to_string() });
+            }
+        }
+        let mut capture = Capture { run: self, values: Vec::new() };
+        let outcome = forward(self.model, input, &mut capture).map_err(unwrap_own)?;
+        let values = capture.values;
+        let mut tensors = Vec::with_capacity(self.plan.captures.len());
+        for (name, site) in &self.plan.captures {
+            let Some((_, tensor)) = values.iter().find(|(seen, _)| seen == site) else {
+                let captured = values.iter().map(|(seen, _)| seen.to_string()).collect();
+                return Err(Error::NotCaptured { name: name.clone(), captured });
+            };
+            tensors.push((name.clone(), tensor.shallow_clone()));
+        }
+        let blocks_total = self.model.config().layers();
+        Ok(Activations { tensors, blocks_run: outcome.blocks_run, blocks_total })
+    }
+
+    fn keep(&self, site: Site, value: &Tensor) -> Result<Tensor> {
+        let mut kept = value.shallow_clone();
+        let torch = |source| Error::Torch { at: format!("capturing {site}"), source };
+        if let Some(positions) = &self.positions {
+            kept = narrow(site, &kept, position_dimension(site), positions, "positions")?;
+            // A view would hold on to the whole.
+            kept = kept.f_clone(&kept.f_empty_like().map_err(torch)?).map_err(torch)?;
+        }
+        if let Some(device) = self.device {
+            kept = kept.f_to_device(device).map_err(torch)?;
+        }
+        match self.kind {
+            Some(kind) => kept.f_to_kind(kind).map_err(torch),
+            None => Ok(kept),
+        }
+    }
+}
+
+/// Our own error in an observer comes back in the model's; people should see ours.
+fn unwrap_own(error: models::Error) -> Error {
+    match error {
+        models::Error::Observer { site, source } => match source.downcast::<Error>() {
+            Ok(own) => *own,
+            Err(source) => Error::Model(models::Error::Observer { site, source }),
+        },
+        other => Error::Model(other),
+    }
+}
+
+struct Capture<'a> {
+    run: &'a Run<'a>,
+    values: Vec<(Site, Tensor)>,
+}
+
+impl Observer for Capture<'_> {
+    fn wants(&self, site: Site) -> bool {
+        let run = self.run;
+        run.plan.captures.iter().any(|(_, wanted)| *wanted == site)
+            || run.edits.iter().any(|(edited, _)| *edited == site)
+    }
+
+    fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
+        let mut changed: Option<Tensor> = None;
+        for (_, edit) in self.run.edits.iter().filter(|(edited, _)| *edited == site) {
+            changed = Some(edit.apply(site, changed.as_ref().unwrap_or(value))?);
+        }
+        if self.run.plan.captures.iter().any(|(_, wanted)| *wanted == site) {
+            let kept = self.run.keep(site, changed.as_ref().unwrap_or(value))?;
+            self.values.push((site, kept));
+        }
+        Ok(changed.map_or(Action::Continue, Action::Replace))
+    }
+
+    fn deepest(&self) -> Option<Site> {
+        Some(self.run.plan.deepest())
+    }
+}

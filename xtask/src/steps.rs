@@ -1,0 +1,278 @@
+//! Running Cargo, and what is checked before.
+
+use std::{
+    ffi::{OsStr, OsString},
+    io::{self, Write},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::{
+    environment::Environment,
+    libtorch::{self, Provided, Request},
+    link::Pointed,
+};
+
+/// What the demonstration looks at when no sentence is given.
+pub const SENTENCE: &str = "The old sailor looked out over the water and said that the storm would come before";
+
+/// Where it draws, in the workspace.
+pub const PICTURE: &str = "lens.png";
+
+/// A command of this Cargo, run in the workspace.
+pub fn cargo(environment: &Environment) -> Command {
+    let mut command = Command::new(environment.get("CARGO").unwrap_or(OsStr::new("cargo")));
+    command.current_dir(&environment.workspace);
+    // The value from .cargo/config.toml: handed on, it would look to Cargo like the user's, and a later plain
+    // `cargo build`, without it, might build torch-sys again.
+    if environment.user_libtorch().is_none() {
+        command.env_remove("LIBTORCH");
+    }
+    command
+}
+
+/// Everything a build needs: a C++ compiler, and libtorch.
+///
+/// # Errors
+/// If one of them is missing and cannot be had.
+pub fn set_up(environment: &Environment, request: &Request) -> Result<Provided> {
+    compiler(environment)?;
+    let provided = libtorch::provide(environment, request)?;
+    relink(environment, &provided.pointed);
+    Ok(provided)
+}
+
+/// Tells Cargo that the libtorch behind the link is of another kind.
+pub fn relink(environment: &Environment, pointed: &Pointed) {
+    if *pointed != Pointed::Changed {
+        return;
+    }
+    // torch-sys looks for the CUDA libraries when it is built, and is not built again for a link that moved.
+    for profile in ["dev", "release"] {
+        let result = cargo(environment)
+            .args(["clean", "--quiet", "--package", "torch-sys", "--profile", profile])
+            .stdin(Stdio::null())
+            .status();
+        if !result.is_ok_and(|status| status.success()) {
+            eprintln!("note: run `cargo clean --package torch-sys` if linking fails");
+        }
+    }
+}
+
+/// Looks for a C++ compiler where torch-sys will, and has it read a standard header.
+///
+/// # Errors
+/// If there is none, or it is too old or incomplete.
+pub fn compiler(environment: &Environment) -> Result<()> {
+    let arch = &environment.platform.arch;
+    let chosen = [&format!("CXX_{arch}_unknown_linux_gnu"), &format!("CXX_{arch}_apple_darwin"), "HOST_CXX", "CXX"]
+        .into_iter()
+        .find_map(|name: &str| environment.get(name))
+        .unwrap_or(OsStr::new("c++"))
+        .to_string_lossy()
+        .into_owned();
+    // CXX may be `ccache g++`.
+    let mut words = chosen.split_whitespace();
+    let hint = match environment.platform.os.as_str() {
+        "macos" => "xcode-select --install",
+        _ => "apt-get install g++, dnf install gcc-c++, or what your system calls it",
+    };
+    let context = || format!("no working C++ compiler, which tch needs (tried `{chosen}`); get one with: {hint}");
+    let mut child = Command::new(words.next().unwrap_or("c++"))
+        .args(words)
+        .args(["-std=c++17", "-x", "c++", "-fsyntax-only", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(context)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that reads nothing fails, and says so below.
+        let _ = stdin.write_all(b"#include <optional>\n#include <vector>\n");
+    }
+    let output = child.wait_with_output().with_context(context)?;
+    if !output.status.success() {
+        return Err(anyhow::anyhow!(String::from_utf8_lossy(&output.stderr).trim().to_owned()).context(context()));
+    }
+    Ok(())
+}
+
+/// `cargo test`, over the whole workspace unless `arguments` name a package.
+pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
+    let mut command = cargo(environment);
+    command.arg("test");
+    let names_package = arguments.iter().take_while(|argument| *argument != "--").any(|argument| {
+        let argument = argument.to_string_lossy();
+        argument.starts_with("-p") || argument.starts_with("--package") || argument == "--workspace"
+    });
+    if !names_package {
+        command.arg("--workspace");
+    }
+    command.arg("--all-features").args(arguments);
+    command
+}
+
+/// The demonstration: the lens of the bundled model over one sentence.
+///
+/// # Errors
+/// If it fails.
+pub fn demo(environment: &Environment, sentence: Option<&OsStr>, arguments: &[OsString]) -> Result<()> {
+    let mut command = cargo(environment);
+    command.args(["run", "--release", "--example", "logit_lens", "--", "--out", PICTURE]).args(arguments);
+    command.arg(sentence.unwrap_or(OsStr::new(SENTENCE)));
+    run(&mut command)?;
+    let picture = environment.workspace.join(PICTURE);
+    ensure!(picture.is_file(), "the example drew nothing at {}", picture.display());
+    println!("\nThe picture is at {}", picture.display());
+    Ok(())
+}
+
+/// One step of a check.
+pub struct Step {
+    /// For the summary.
+    pub name: &'static str,
+    /// What it runs.
+    pub command: Command,
+    /// The rustup component it needs.
+    pub component: Option<&'static str>,
+}
+
+/// What has to pass before a change is taken, without the tests.
+pub fn lints(environment: &Environment) -> Vec<Step> {
+    let step = |name, component, arguments: &[&str]| {
+        let mut command = cargo(environment);
+        command.args(arguments);
+        Step { name, command, component }
+    };
+    let mut doc = step("doc", None, &["doc", "--workspace", "--no-deps", "--all-features"]);
+    doc.command.env("RUSTDOCFLAGS", "-D warnings");
+    let clippy = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
+    vec![step("fmt", Some("rustfmt"), &["fmt", "--all", "--check"]), step("clippy", Some("clippy"), &clippy), doc]
+}
+
+/// Runs all steps, also after one has failed, and says at the end which did.
+///
+/// # Errors
+/// If any failed.
+pub fn check(environment: &Environment, steps: Vec<Step>) -> Result<()> {
+    let mut failed = Vec::new();
+    let mut summary = String::new();
+    for mut step in steps {
+        let result = missing(environment, &step).and_then(|()| run(&mut step.command));
+        let line = match &result {
+            Ok(()) => format!("  ok      {}\n", step.name),
+            Err(error) => format!("  FAILED  {}: {error:#}\n", step.name),
+        };
+        if result.is_err() {
+            eprint!("\n{line}");
+            failed.push(step.name);
+        }
+        summary += &line;
+    }
+    eprint!("\n{summary}");
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
+
+/// Is the step's component there?
+fn missing(environment: &Environment, step: &Step) -> Result<()> {
+    let Some(component) = step.component else {
+        return Ok(());
+    };
+    let there = cargo(environment)
+        .args([step.name, "--version"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success());
+    ensure!(there, "cargo {} is not installed: rustup component add {component}", step.name);
+    Ok(())
+}
+
+/// Shows a command and runs it.
+///
+/// # Errors
+/// If it cannot be started or does not succeed.
+pub fn run(command: &mut Command) -> Result<()> {
+    let program = Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(quoted).collect();
+    let shown = format!("{program} {}", arguments.join(" "));
+    eprintln!("\n> {shown}");
+    io::stderr().flush().context("standard error")?;
+    let status = command.status().with_context(|| format!("starting `{shown}`"))?;
+    ensure!(status.success(), "`{shown}` ended with {status}");
+    Ok(())
+}
+
+/// An argument as a shell would take it, near enough to be copied.
+fn quoted(argument: &OsStr) -> String {
+    let text = argument.to_string_lossy();
+    if text.contains(char::is_whitespace) { format!("\"{text}\"") } else { text.into_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::environment::Platform;
+
+    fn environment(variables: &[(&str, &str)]) -> Environment {
+        Environment {
+            variables: variables.iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            workspace: "/ws".into(),
+            cache_home: None,
+            platform: Platform::host(),
+        }
+    }
+
+    fn arguments(command: &Command) -> String {
+        command.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn tests_run_over_the_workspace_unless_a_package_is_named() {
+        let test = |extra: &[&str]| {
+            let extra: Vec<OsString> = extra.iter().map(OsString::from).collect();
+            arguments(&test(&environment(&[]), &extra))
+        };
+        assert_eq!(test(&[]), "test --workspace --all-features");
+        assert_eq!(test(&["-p", "lens", "--", "--nocapture"]), "test --all-features -p lens -- --nocapture");
+        assert_eq!(test(&["--", "-p"]), "test --workspace --all-features -- -p");
+    }
+
+    #[test]
+    fn cargo_gets_a_libtorch_only_from_the_user() {
+        let removed = |value| {
+            let command = cargo(&environment(&[("LIBTORCH", value)]));
+            command.get_envs().any(|change| change == (OsStr::new("LIBTORCH"), None))
+        };
+        assert!(removed("/ws/.libtorch"));
+        assert!(!removed("/opt/libtorch"));
+    }
+
+    #[test]
+    fn a_missing_compiler_is_named_with_the_way_to_get_one() {
+        let error = compiler(&environment(&[("CXX", "no-such-compiler")])).unwrap_err();
+        let text = format!("{error:#}");
+        assert!(text.contains("no-such-compiler") && text.contains("C++ compiler"), "{text}");
+    }
+
+    #[test]
+    fn a_failed_step_does_not_keep_the_others_from_running() {
+        let marker = tempfile::tempdir().unwrap().keep().join("ran");
+        let step = |name, program: &str, argument: &Path| {
+            let mut command = Command::new(program);
+            command.arg(argument);
+            Step { name, command, component: None }
+        };
+        let steps = vec![step("first", "false", &marker), step("second", "touch", &marker)];
+        let error = check(&environment(&[]), steps).unwrap_err().to_string();
+        assert_eq!(error, "failed: first");
+        assert!(marker.is_file());
+        std::fs::remove_dir_all(marker.parent().unwrap()).unwrap();
+    }
+}
