@@ -1,7 +1,3 @@
-<<<<<<< HEAD
-//! stub
-fn main() {}
-=======
 //! `cargo xtask`: set-up and checks.
 
 use std::{ffi::OsString, process::ExitCode};
@@ -148,4 +144,3 @@ fn run(cli: Cli) -> Result<()> {
 fn report(provided: &Provided) {
     eprintln!("{} ({})", provided.folder, provided.because);
 }
->>>>>>> xtask
