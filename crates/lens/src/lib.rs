@@ -1,1 +1,16 @@
-//! stub
+//! The logit lens: what every layer already believes, as tensors, tables and pictures.
+//!
+//! A [`Table`] is plain data. The renderers see nothing else, and touch no files: they return text or bytes.
+
+mod measure;
+mod table;
+mod token_text;
+
+#[cfg(test)]
+mod fixture;
+
+pub use crate::{
+    measure::Measure,
+    table::{Prediction, Row, SCHEMA, Table, TableError, Token, TopK},
+    token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
+};
