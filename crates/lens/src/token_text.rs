@@ -74,16 +74,22 @@ fn escaped_byte(text: &str) -> Option<u8> {
 /// assert_eq!(display_token("\u{200b}"), r"\u{200b}");
 /// ```
 pub fn display_token(text: &str) -> String {
-    if text.is_empty() {
-        return "∅".into();
-    }
+    if text.is_empty() { "∅".into() } else { show(text, '·') }
+}
+
+/// A name or title, disarmed like a token but with its spaces.
+pub(crate) fn display_label(text: &str) -> String {
+    show(text, ' ')
+}
+
+fn show(text: &str, space: char) -> String {
     let mut shown = String::with_capacity(text.len() + 4);
     let mut before = None;
     let mut characters = text.chars().peekable();
     while let Some(character) = characters.next() {
         let after = characters.peek().copied();
         match character {
-            ' ' => shown.push('·'),
+            ' ' => shown.push(space),
             '\u{a0}' => shown.push('⍽'),
             '\n' => shown.push('⏎'),
             '\t' => shown.push('⇥'),
