@@ -4,7 +4,12 @@
 
 mod color;
 mod compare;
+pub mod csv;
+#[cfg(feature = "plot")]
+mod fonts;
 mod measure;
+#[cfg(feature = "plot")]
+pub mod picture;
 mod scale;
 mod table;
 pub mod terminal;

@@ -98,6 +98,13 @@ pub enum TableError {
         #[from]
         source: serde_json::Error,
     },
+    /// The CSV writer refused.
+    #[error("the table cannot be written as CSV: {source}")]
+    Csv {
+        /// What it said.
+        #[from]
+        source: ::csv::Error,
+    },
     /// A newer (or no) version of the format.
     #[error("the table has schema {found}, this program reads schema {SCHEMA}")]
     Schema {
