@@ -91,7 +91,7 @@ impl Input {
         let count = || {
             let mask = mask.f_to_kind(Kind::Int64)?;
             let positions = mask.f_cumsum(-1, Kind::Int64)?.f_sub_scalar(1)?;
-            positions.f_masked_fill(&mask.f_eq(0)?, 1)
+            positions.f_masked_fill(&mask.f_eq(0)?, 0)
         };
         count().map_err(Error::torch("positions from the attention mask"))
     }

@@ -1,0 +1,56 @@
+//! Tables for the tests of the renderers.
+
+use crate::{Measure, Row, Table, Token};
+
+/// Three rows, three of four tokens, two measures; the last two predictions are right.
+pub(crate) fn small() -> Table {
+    let texts = ["The", " sky", " is", " blue"];
+    let ids = [464, 6766, 318, 4171];
+    let row = |name: &str, top1: [usize; 3], probs: [f64; 3], kl: [f64; 3]| Row {
+        name: name.into(),
+        top1: top1.map(|at| ids[at]).to_vec(),
+        top1_text: top1.map(|at| texts[at].to_owned()).to_vec(),
+        values: [(Measure::Probs, probs.to_vec()), (Measure::Kl, kl.to_vec())].into(),
+        top_k: None,
+    };
+    Table {
+        model: "tiny".into(),
+        dtype: "f32".into(),
+        measures: vec![Measure::Probs, Measure::Kl],
+        tokens: ids.into_iter().zip(texts).map(|(id, text)| Token { id, text: text.into() }).collect(),
+        positions: vec![0, 1, 2],
+        rows: vec![
+            row("input", [0, 1, 2], [0.01, 0.02, 0.03], [9.5, 8.0, 7.25]),
+            row("h.0", [3, 2, 3], [0.25, 0.5, 0.125], [2.0, 1.0, 3.5]),
+            row("h.1", [3, 2, 3], [0.75, 0.875, 0.5], [0.0, 0.0, 0.0]),
+        ],
+    }
+}
+
+/// One row for each name, one column for each token, all texts taken from the tokens, with the given measures.
+pub(crate) fn of_tokens(texts: &[&str], names: &[&str], measures: &[Measure]) -> Table {
+    let count = texts.len().max(1) as f64;
+    let rows = names.iter().enumerate().map(|(row, name)| {
+        let shift = |column: usize| (column + row) % texts.len().max(1);
+        Row {
+            name: (*name).into(),
+            top1: (0..texts.len()).map(|column| shift(column) as i64).collect(),
+            top1_text: (0..texts.len()).map(|column| texts[shift(column)].to_owned()).collect(),
+            values: measures
+                .iter()
+                .map(|measure| {
+                    (measure.clone(), (0..texts.len()).map(|column| (shift(column) as f64 + 0.5) / count).collect())
+                })
+                .collect(),
+            top_k: None,
+        }
+    });
+    Table {
+        model: "tiny".into(),
+        dtype: "f32".into(),
+        measures: measures.to_vec(),
+        tokens: texts.iter().enumerate().map(|(id, text)| Token { id: id as i64, text: (*text).into() }).collect(),
+        positions: (0..texts.len()).collect(),
+        rows: rows.collect(),
+    }
+}

@@ -1,0 +1,193 @@
+//! One measure's heatmap with everything around it.
+
+use std::ops::Range;
+
+use super::canvas::Canvas;
+use super::{PictureError, Style};
+use crate::fonts;
+use crate::measure::Measure;
+use crate::scale::Scale;
+use crate::token_text::display_token;
+use crate::view::View;
+
+/// The font sizes of a cell's token, from the one it should have to the one at which it is cut instead.
+pub(super) const CELL_SIZES: [f64; 4] = [12.0, 11.0, 10.0, 9.0];
+/// What a token keeps from either side of its cell.
+pub(super) const PADDING: f64 = 4.0;
+
+const NAME_SIZE: f64 = 12.0;
+const MAX_NAME_WIDTH: f64 = 220.0;
+const HEADING_SIZE: f64 = 14.0;
+const TICK_SIZE: f64 = 10.0;
+const BAR: (f64, f64) = (288.0, 11.0);
+/// Colour bar, its labels, and the space under them.
+const BAR_HEIGHT: f64 = BAR.1 + 4.0 + TICK_SIZE + 12.0;
+/// Half a label may stick out of the bar on either side.
+const BAR_OVERHANG: f64 = 20.0;
+const HEADING_HEIGHT: f64 = 24.0;
+const STAR_HEIGHT: f64 = 13.0;
+const TOKEN_HEIGHT: f64 = 21.0;
+const NUMBER_HEIGHT: f64 = 14.0;
+const SPACE_AFTER: f64 = 16.0;
+
+pub(super) struct Panel<'a> {
+    view: View<'a>,
+    measure: &'a Measure,
+    scale: Scale,
+    top_down: bool,
+    cell: (f64, f64),
+    name_width: f64,
+}
+
+impl<'a> Panel<'a> {
+    pub(super) fn new(view: View<'a>, measure: &'a Measure, style: &Style) -> Result<Self, PictureError> {
+        let names = view.names();
+        let labels = names.iter().map(String::as_str).chain(["predicts", "position"]);
+        let name_width = labels.map(|name| fonts::width(name, NAME_SIZE)).fold(0.0, f64::max).min(MAX_NAME_WIDTH);
+        Ok(Self {
+            view,
+            measure,
+            scale: view.scale(measure)?,
+            top_down: style.top_down,
+            cell: (super::cell_width(view, style), f64::from(style.cell_height.max(8))),
+            name_width: name_width.ceil() + 8.0,
+        })
+    }
+
+    pub(super) fn heading(&self) -> String {
+        self.view.heading(self.measure)
+    }
+
+    /// The width of so many columns with all that belongs to them.
+    pub(super) fn width(&self, columns: usize) -> f64 {
+        let grid = self.name_width + columns as f64 * self.cell.0;
+        grid.max(BAR.0 + 2.0 * BAR_OVERHANG).max(fonts::width(&self.heading(), HEADING_SIZE))
+    }
+
+    /// The height, which depends on whether the colour bar has room beside the heading.
+    pub(super) fn height(&self, width: f64) -> f64 {
+        let rows = self.view.table().rows.len() as f64 * self.cell.1;
+        self.head_height(width) + STAR_HEIGHT + TOKEN_HEIGHT + rows + TOKEN_HEIGHT + NUMBER_HEIGHT + SPACE_AFTER
+    }
+
+    fn bar_beside(&self, width: f64) -> bool {
+        fonts::width(&self.heading(), HEADING_SIZE) + 24.0 + BAR.0 + 2.0 * BAR_OVERHANG <= width
+    }
+
+    fn head_height(&self, width: f64) -> f64 {
+        if self.bar_beside(width) { BAR_HEIGHT } else { HEADING_HEIGHT + BAR_HEIGHT }
+    }
+
+    pub(super) fn draw(&self, canvas: &mut Canvas, (left, top): (f64, f64), width: f64, columns: Range<usize>) {
+        canvas.text_from(&self.heading(), (left, top + HEADING_SIZE / 2.0), HEADING_SIZE, canvas.ink());
+        if self.bar_beside(width) {
+            // Flush with the grid, which may be narrower than the page.
+            let right = self.width(columns.len());
+            let right = if self.bar_beside(right) { right } else { width };
+            self.draw_bar(canvas, (left + right - BAR.0 - BAR_OVERHANG / 2.0, top));
+        } else {
+            self.draw_bar(canvas, (left + 6.0, top + HEADING_HEIGHT));
+        }
+        let grid_left = left + self.name_width;
+        let mut top = top + self.head_height(width);
+        if self.top_down {
+            self.draw_inputs(canvas, (grid_left, top), columns.clone());
+            top += TOKEN_HEIGHT + NUMBER_HEIGHT;
+        } else {
+            self.draw_predictions(canvas, (grid_left, top), columns.clone());
+            top += STAR_HEIGHT + TOKEN_HEIGHT;
+        }
+        let names = self.view.names();
+        for row in self.view.rows(self.top_down) {
+            let middle = top + self.cell.1 / 2.0;
+            self.draw_name(canvas, names.get(row).map_or("", String::as_str), (grid_left, middle), canvas.ink());
+            for (place, column) in columns.clone().enumerate() {
+                self.draw_cell(canvas, (grid_left + place as f64 * self.cell.0, top), row, column);
+            }
+            top += self.cell.1;
+        }
+        if self.top_down {
+            self.draw_predictions(canvas, (grid_left, top), columns);
+        } else {
+            self.draw_inputs(canvas, (grid_left, top), columns);
+        }
+    }
+
+    fn draw_bar(&self, canvas: &mut Canvas, (left, top): (f64, f64)) {
+        let steps = 144;
+        let step = BAR.0 / f64::from(steps);
+        for index in 0..steps {
+            let color = self.scale.color_at((f64::from(index) + 0.5) / f64::from(steps));
+            canvas.fill((left + f64::from(index) * step, top), (step, BAR.1), color);
+        }
+        for tick in self.scale.ticks(0.12) {
+            let x = left + tick.fraction * BAR.0;
+            canvas.fill((x.min(left + BAR.0 - 1.0), top + BAR.1), (1.0, 3.0), canvas.muted());
+            canvas.text_at(&tick.label, (x, top + BAR.1 + 4.0 + TICK_SIZE / 2.0), TICK_SIZE, canvas.muted());
+        }
+    }
+
+    fn draw_name(&self, canvas: &mut Canvas, name: &str, (grid_left, middle): (f64, f64), color: crate::color::Rgb) {
+        let (name, size) = fonts::fit(name, self.name_width - 8.0, &[NAME_SIZE, 10.0]);
+        canvas.text_to(&name, (grid_left - 7.0, middle), size, color);
+    }
+
+    fn draw_cell(&self, canvas: &mut Canvas, (left, top): (f64, f64), row: usize, column: usize) {
+        let value = self.view.table().rows.get(row).and_then(|row| row.values.get(self.measure)?.get(column));
+        let color = value.and_then(|value| self.scale.color(*value));
+        let ink = if color.is_some() { color.map_or(canvas.ink(), crate::color::Rgb::ink) } else { canvas.muted() };
+        // A hair of the page between the cells.
+        let size = (self.cell.0 - 1.0, self.cell.1 - 1.0);
+        canvas.fill((left, top), size, color.unwrap_or(canvas.missing()));
+        if self.view.changed(row, column) {
+            canvas.frame((left, top), size, ink);
+        }
+        let (text, font_size) = fonts::fit(&self.view.cell(row, column), size.0 - 2.0 * PADDING, &CELL_SIZES);
+        canvas.text_at(&text, (left + size.0 / 2.0, top + size.1 / 2.0), font_size, ink);
+    }
+
+    fn draw_predictions(&self, canvas: &mut Canvas, (left, top): (f64, f64), columns: Range<usize>) {
+        // The stars stand away from the grid, on the outer side.
+        let (stars, tokens) = if self.top_down {
+            (top + TOKEN_HEIGHT + STAR_HEIGHT / 2.0, top + TOKEN_HEIGHT / 2.0)
+        } else {
+            (top + STAR_HEIGHT / 2.0, top + STAR_HEIGHT + TOKEN_HEIGHT / 2.0)
+        };
+        self.draw_name(canvas, "predicts", (left, tokens), canvas.muted());
+        let predictions = self.view.table().predictions();
+        for (place, column) in columns.enumerate() {
+            let Some(prediction) = predictions.get(column) else { continue };
+            let x = left + (place as f64 + 0.5) * self.cell.0 - 0.5;
+            self.draw_edge(canvas, &display_token(&prediction.text), (x, tokens));
+            if prediction.right == Some(true) {
+                canvas.text_at("★", (x, stars), 12.0, canvas.star());
+            }
+        }
+    }
+
+    fn draw_inputs(&self, canvas: &mut Canvas, (left, top): (f64, f64), columns: Range<usize>) {
+        let (numbers, tokens) = if self.top_down {
+            (top + NUMBER_HEIGHT / 2.0, top + NUMBER_HEIGHT + TOKEN_HEIGHT / 2.0)
+        } else {
+            (top + TOKEN_HEIGHT + NUMBER_HEIGHT / 2.0, top + TOKEN_HEIGHT / 2.0)
+        };
+        self.draw_name(canvas, "token", (left, tokens), canvas.muted());
+        self.draw_name(canvas, "position", (left, numbers), canvas.muted());
+        let table = self.view.table();
+        let inputs = table.inputs();
+        for (place, column) in columns.enumerate() {
+            let x = left + (place as f64 + 0.5) * self.cell.0 - 0.5;
+            if let Some(token) = inputs.get(column) {
+                self.draw_edge(canvas, &display_token(&token.text), (x, tokens));
+            }
+            if let Some(position) = table.positions.get(column) {
+                canvas.text_at(&position.to_string(), (x, numbers), TICK_SIZE, canvas.muted());
+            }
+        }
+    }
+
+    fn draw_edge(&self, canvas: &mut Canvas, text: &str, at: (f64, f64)) {
+        let (text, size) = fonts::fit(text, self.cell.0 - 1.0 - 2.0 * PADDING, &CELL_SIZES);
+        canvas.text_at(&text, at, size, canvas.ink());
+    }
+}
