@@ -1,0 +1,5 @@
+//! Everything that crosses crates, as one test program.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod golden;
+mod support;
