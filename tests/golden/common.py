@@ -1,0 +1,495 @@
+"""What the golden cases share: weights, checkpoints as users have them, and what Hugging Face says they give.
+
+A case is a folder with a small random checkpoint, `case.json` and `expected.safetensors`; README.md beside this file
+describes both. The references come from Hugging Face's eager implementation. Single sequences run in float64 with
+two casts of Hugging Face's widened, see `float64_attention`. Padded batches and generation run in float32, because a
+fully masked row depends on the dtype's smallest number.
+"""
+
+import contextlib
+import inspect
+import json
+import shutil
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPTNeoConfig
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.gpt_neo import modeling_gpt_neo
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)
+
+GOLDEN = Path(__file__).resolve().parent
+PAD = 0  # prompts never contain it
+PADDED = (6, 4)  # lengths of the rows of a padded batch
+DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+
+
+# ---------------------------------------------------------------------------------------------------------- configs
+
+def gpt2(**settings):
+    """A tiny GPT-2 config."""
+    base = dict(vocab_size=61, n_positions=24, n_embd=12, n_layer=3, n_head=3, bos_token_id=1, eos_token_id=2)
+    return GPT2Config(**{**base, **settings}, architectures=["GPT2LMHeadModel"])
+
+
+def gpt_neo(**settings):
+    """A tiny GPT-Neo config; its window is shorter than the prompts."""
+    base = dict(vocab_size=53, max_position_embeddings=24, hidden_size=12, num_layers=4, num_heads=3, window_size=4,
+                attention_types=[[["global", "local"], 2]], bos_token_id=1, eos_token_id=2)
+    return GPTNeoConfig(**{**base, **settings}, architectures=["GPTNeoForCausalLM"])
+
+
+def sizes(config):
+    """(layers, heads) of either family."""
+    return config.num_hidden_layers, config.num_attention_heads
+
+
+# ---------------------------------------------------------------------------------------------------------- weights
+
+def random_weights(config, seed, std):
+    """A state dict in f32, under Hugging Face's names, that no error survives: every bias and norm matters."""
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for name, like in AutoModelForCausalLM.from_config(config).state_dict().items():
+        value = rng.standard_normal(tuple(like.shape))
+        if name.endswith("bias"):
+            value = 0.3 * value
+        elif ".ln_" in name:
+            value = 1.0 + 0.4 * value
+        elif name.endswith(("wte.weight", "wpe.weight")):
+            value = 0.5 * value
+        else:
+            value = std * value
+        weights[name] = torch.from_numpy(value.astype(np.float32))
+    if config.tie_word_embeddings:
+        del weights["lm_head.weight"]
+    return weights
+
+
+def strip_prefix(weights):
+    """The keys of a checkpoint saved from the base model, as the `gpt2` checkpoint on the hub has them."""
+    return {name.removeprefix("transformer."): value for name, value in weights.items()}
+
+
+def with_buffers(weights, config, bias_dtype=torch.float32):
+    """Adds the attention's masks, which old checkpoints carry and nobody needs."""
+    neo = config.model_type == "gpt_neo"
+    n = config.max_position_embeddings
+    prefix = "" if "wte.weight" in weights else "transformer."
+    weights = dict(weights)
+    for i in range(sizes(config)[0]):
+        bias = torch.ones(n, n, dtype=torch.bool).tril()
+        if neo and config.attention_layers[i] == "local":
+            bias = bias ^ bias.tril(-config.window_size)
+        name = f"{prefix}h.{i}.attn" + (".attention" if neo else "")
+        weights[f"{name}.bias"] = bias.view(1, 1, n, n).to(bias_dtype)
+        weights[f"{name}.masked_bias"] = torch.tensor(-1e4 if i % 2 == 0 else -1e9)
+    return weights
+
+
+def as_views(weights, config):
+    """The same values behind shared storages, strides and offsets, as state dicts sometimes are."""
+    flat = torch.cat([torch.full((5,), 7.0)] + [v.flatten() for k, v in weights.items() if ".h.0." in k])
+    views, at = {}, 5
+    for name, value in weights.items():
+        if ".h.0." in name:  # one storage for the block, each tensor at its offset
+            views[name] = flat[at:at + value.numel()].view(value.shape)
+            at += value.numel()
+        elif value.dim() == 2 and ".h.1." in name:  # the other order in memory
+            views[name] = value.t().contiguous().t()
+        elif value.dim() == 1 and ".h.1." in name:  # every second value of a storage
+            views[name] = value.repeat_interleave(2)[::2]
+        else:
+            views[name] = value
+    wte = torch.cat([torch.ones(2, config.hidden_size), weights["transformer.wte.weight"]])[2:]
+    views["transformer.wte.weight"] = views["lm_head.weight"] = wte
+    views["transformer.ln_f.weight"] = torch.nn.Parameter(weights["transformer.ln_f.weight"])
+    return with_buffers(views, config, torch.bool)
+
+
+def as_float64(weights, config):
+    wide = {name: value.double() for name, value in weights.items()}
+    return with_buffers(wide, config, torch.int64)
+
+
+def as_mixed(weights, config):
+    """Four dtypes by turns: eight bits of precision fit in each of them."""
+    kinds = ["f64", "f32", "f16", "bf16"]
+    mixed = {name: value.to(DTYPES[kinds[i % 4]]) for i, (name, value) in enumerate(weights.items())}
+    assert all((mixed[name].float() == value.float()).all() for name, value in weights.items())
+    mixed = with_buffers(mixed, config, torch.uint8)
+    mixed["transformer.h.1.attn.attention.bias"] = mixed["transformer.h.1.attn.attention.bias"].bool()
+    mixed["transformer.h.2.attn.attention.bias"] = mixed["transformer.h.2.attn.attention.bias"].short()
+    return mixed
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+def write_safetensors(folder, weights):
+    save_file({k: v.contiguous() for k, v in weights.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_sharded(folder, weights, shards=3, ending="safetensors"):
+    """`shards` files and their index, cut where they are about even."""
+    total = sum(v.nbytes for v in weights.values())
+    groups, done = [{} for _ in range(shards)], 0
+    for name, value in weights.items():
+        groups[min(shards - 1, done * shards // total)][name] = value
+        done += value.nbytes
+    stem = "model" if ending == "safetensors" else "pytorch_model"
+    where = {}
+    for i, group in enumerate(groups):
+        file = f"{stem}-{i + 1:05}-of-{shards:05}.{ending}"
+        if ending == "safetensors":
+            save_file(group, folder / file, metadata={"format": "pt"})
+        else:
+            save_bin(group, folder / file)
+        where.update({name: file for name in group})
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+    write_json(folder / f"{stem}.{ending}.index.json", index)
+
+
+def save_bin(weights, path, legacy=False):
+    """torch.save into an OrderedDict with `_metadata`, as `module.state_dict()` gives."""
+    state = torch.nn.Module().state_dict()
+    state.update(weights)
+    if not legacy:
+        torch.save(state, path)
+        return
+    # The legacy format names storages by their address: number them instead, so that the bytes repeat.
+    numbers, original = {}, torch.UntypedStorage._cdata
+
+    def numbered(storage):
+        return numbers.setdefault(original.__get__(storage), 94000000 + len(numbers))
+
+    torch.UntypedStorage._cdata = property(numbered)
+    try:
+        torch.save(state, path, _use_new_zipfile_serialization=False)
+    finally:
+        del torch.UntypedStorage._cdata  # the C attribute shows again
+
+
+def write_bin(folder, weights):
+    save_bin(weights, folder / "pytorch_model.bin")
+
+
+def write_legacy_bin(folder, weights):
+    save_bin(weights, folder / "pytorch_model.bin", legacy=True)
+
+
+def write_sharded_bin(folder, weights):
+    write_sharded(folder, weights, ending="bin")
+
+
+# --------------------------------------------------------------------------------------------------------- the model
+
+def load(folder, dtype):
+    """What a user gets from the folder, in `dtype`."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    return model
+
+
+@contextlib.contextmanager
+def float64_attention():
+    """Widens the attention casts to float64, by compiling Hugging Face's own source with that one word changed.
+
+    GPT-Neo casts queries and keys to float32 whatever the model's dtype is, and so does GPT-2's
+    `reorder_and_upcast_attn`. That is right for a model in half precision and spoils a reference in double.
+    """
+    patched = []
+    for module, owner, method in [
+        (modeling_gpt_neo, modeling_gpt_neo.GPTNeoSelfAttention, "_attn"),
+        (modeling_gpt2, modeling_gpt2.GPT2Attention, "_upcast_and_reordered_attn"),
+    ]:
+        original = getattr(owner, method)
+        source = textwrap.dedent(inspect.getsource(original))
+        wide = source.replace("torch.float32", "torch.float64").replace(".float()", ".double()")
+        assert wide != source
+        scope = {}
+        exec(wide, vars(module), scope)
+        setattr(owner, method, scope[method])
+        patched.append((owner, method, original))
+    try:
+        yield
+    finally:
+        for owner, method, original in patched:
+            setattr(owner, method, original)
+
+
+class Run:
+    """One forward pass: every module's output under its name, the extra sites, and each block's inputs."""
+
+    def __init__(self, model, ids, **inputs):
+        self.model, self.sites, self.calls = model, {}, []
+        layers, heads = sizes(model.config)
+        base = model.transformer
+        handles = [m.register_forward_hook(self.keep(name)) for name, m in model.named_modules() if name]
+        for i in range(layers):
+            attn = self.attention(i)
+            pattern = f"h.{i}.attn.pattern"
+            handles += [
+                base.h[i].register_forward_pre_hook(self.call, with_kwargs=True),
+                base.h[i].ln_2.register_forward_pre_hook(self.enter(f"h.{i}.resid_mid")),
+                attn.register_forward_hook(lambda _, __, out, name=pattern: self.put(name, out[1])),
+                self.output_projection(i).register_forward_pre_hook(
+                    self.enter(f"h.{i}.attn.z", lambda z: z.unflatten(-1, (heads, -1)))),
+            ]
+        with torch.no_grad():
+            out = model(ids, use_cache=False, **inputs)
+        for handle in handles:
+            handle.remove()
+        self.put("logits", out.logits)
+        self.put("input", self.calls[0][0])
+        self.put("final_layernorm", self.sites["transformer.ln_f"])
+        for i in range(layers):  # GPT-2's eager attention calls F.dropout, not the module
+            name = next(n for n, m in model.named_modules() if m is self.attention(i).attn_dropout)
+            self.put(name, self.sites[f"h.{i}.attn.pattern"])
+
+    def attention(self, i):
+        attn = self.model.transformer.h[i].attn
+        return getattr(attn, "attention", attn)
+
+    def output_projection(self, i):
+        attn = self.attention(i)
+        return attn.out_proj if hasattr(attn, "out_proj") else attn.c_proj
+
+    def put(self, name, value):
+        self.sites[name] = value.detach().clone()
+
+    def keep(self, name):
+        def hook(_, __, out):
+            if hasattr(out, "last_hidden_state"):
+                out = out.last_hidden_state
+            self.put(name, out[0] if isinstance(out, tuple) else out)
+        return hook
+
+    def enter(self, name, shape=lambda x: x):
+        return lambda _, args: self.put(name, shape(args[0]))
+
+    def call(self, _, args, kwargs):
+        self.calls.append((args[0].detach().clone(), args[1:], kwargs))
+
+    def block(self, i, stream):
+        """Block `i` over another stream, with the mask it had."""
+        _, args, kwargs = self.calls[i]
+        out = self.model.transformer.h[i](stream, *args, **kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def mlp(self, i, stream):
+        block = self.model.transformer.h[i]
+        return stream + block.mlp(block.ln_2(stream))
+
+
+# ---------------------------------------------------------------------------------------------------------- the lens
+
+def lens_rows(layers):
+    """The rows in the order they run: (name, site of the stream)."""
+    rows = [("input", "input")]
+    for i in range(layers):
+        rows += [(f"h.{i}.attn", f"h.{i}.resid_mid"), (f"h.{i}", f"transformer.h.{i}")]
+    return rows
+
+
+@torch.no_grad()
+def lens(run, first=None):
+    """The measures of every row, in f64. `first`: None, 'block' or 'mlp', what of the last block the decoder runs.
+
+    Every measure compares with the model's real output. Gives the row names and the tensors.
+    """
+    base, last = run.model.transformer, sizes(run.model.config)[0] - 1
+    left_out = {None: [], "block": [f"h.{last}.attn", f"h.{last}"], "mlp": [f"h.{last}"]}[first]
+    step = {None: lambda x: x, "block": lambda x: run.block(last, x), "mlp": lambda x: run.mlp(last, x)}[first]
+    rows = [row for row in lens_rows(last + 1) if row[0] not in left_out]
+    decoded = torch.stack([run.model.lm_head(base.ln_f(step(run.sites[site])))[0] for _, site in rows])
+    assert decoded.dtype == torch.float64
+
+    final = run.sites["logits"][0]
+    vocab = final.shape[-1]
+    top = final.argmax(-1)
+    log_q, log_p = decoded.log_softmax(-1), final.log_softmax(-1)
+    q, p = log_q.exp(), log_p.exp()
+    at_top = decoded.gather(-1, top.expand(len(rows), -1)[..., None])
+    clip = 1 / (10 * vocab)
+    clipped_p, clipped_q = p.clamp(min=clip), q.clamp(min=clip)
+
+    gaps = (decoded - at_top).abs().scatter(-1, top.expand(len(rows), -1)[..., None], torch.inf)
+    assert gaps.min() > 1e-4, f"a rank hangs on {gaps.min():.1e}: choose another seed"
+    best = decoded.topk(2).values
+    assert (best[..., 0] - best[..., 1]).min() > 1e-4, "a row's top-1 is nearly a tie: choose another seed"
+
+    measures = {
+        "logits": at_top[..., 0],
+        "probs": q.gather(-1, top.expand(len(rows), -1)[..., None])[..., 0],
+        "ranks": 1 + (decoded > at_top).sum(-1),
+        "kl": (p * (log_p - log_q)).sum(-1),
+        "kl_reverse": (q * (log_q - log_p)).sum(-1),
+        "kl_clipped": (clipped_p * (clipped_p / clipped_q).log()).sum(-1),
+        "top1": decoded.argmax(-1),
+        "entropy": -(q * log_q).sum(-1),
+    }
+    return [name for name, _ in rows], {k: v.double() for k, v in measures.items()}, top
+
+
+# ---------------------------------------------------------------------------------------------------------- the case
+
+def write_json(path, value):
+    """JSON with one key a line, and lists of numbers kept on theirs."""
+    def lines(value, indent):
+        inner = indent + "  "
+        if isinstance(value, dict) and value:
+            body = ",\n".join(f"{inner}{json.dumps(k)}: {lines(v, inner)}" for k, v in value.items())
+            return f"{{\n{body}\n{indent}}}"
+        return json.dumps(value)
+    path.write_text(lines(value, "") + "\n")
+
+
+def error(found, expected):
+    """The largest difference, relative to the largest value (or to 1 if that is smaller)."""
+    return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
+
+
+def padded(ids, side):
+    """Two rows of ids, the second short, and what Hugging Face is given for them."""
+    long, short = PADDED
+    mask = torch.ones(2, long, dtype=torch.int64)
+    mask[1, slice(0, long - short) if side == "left" else slice(short, long)] = 0
+    ids = ids[:, :long].masked_fill(mask == 0, PAD)
+    inputs = {"attention_mask": mask}
+    if side == "left":  # as transformers 5.23's generate() makes them
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    return ids, inputs
+
+
+def greedy(model, ids, new, eos=None, **inputs):
+    """generate()'s ids; refuses a path on which rounding could choose."""
+    model.generation_config = GenerationConfig(
+        do_sample=False, max_new_tokens=new, eos_token_id=eos, pad_token_id=PAD,
+        output_scores=True, return_dict_in_generate=True)
+    out = model.generate(ids, **inputs)
+    best = torch.stack(out.scores).topk(2).values
+    assert (best[..., 0] - best[..., 1]).min() > 5e-3, "greedy is nearly a tie: choose another seed"
+    return out.sequences
+
+
+def pick_eos(sequences, prompt):
+    """An id that ends the rows of a batch at different lengths, and none at once."""
+    for token in sorted(set(sequences[0, prompt + 1:].tolist()) - {PAD}):
+        ends = [(row == token).nonzero().flatten().tolist() for row in sequences[:, prompt:]]
+        ends = [end[0] if end else 99 for end in ends]
+        if min(ends) > 0 and ends[0] != ends[1]:
+            return token
+    raise AssertionError("no id ends the rows at different lengths: choose another seed")
+
+
+def versions():
+    return {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__}
+
+
+def folder_of(file):
+    """The folder of a generate.py, emptied of what it made before."""
+    folder = Path(file).resolve().parent
+    for old in folder.iterdir():
+        if old.name != "generate.py":
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    return folder
+
+
+def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", change=None, write=write_safetensors,
+         raw_config=None, full_padding=False, decoders=False, eos=False):
+    """Writes the checkpoint and what it must give.
+
+    change         the state dict as it goes to disk, from the one under Hugging Face's names
+    raw_config     config.json's contents where Hugging Face would not write it so
+    full_padding   keep every site for the padded batches, not only blocks and logits
+    decoders       also the lens through the last block, and through its MLP
+    eos            also generation that ends, with an end-of-text id that fires
+    """
+    folder = folder_of(file)
+    weights = {k: v.to(DTYPES[dtype]) for k, v in random_weights(config, seed, std).items()}
+    write(folder, change(weights) if change else weights)
+    if raw_config is None:
+        config.dtype = DTYPES[dtype]
+        config.save_pretrained(folder)
+    else:
+        write_json(folder / "config.json", raw_config)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+
+    rng = np.random.default_rng(seed + 1000)
+    ids = torch.from_numpy(rng.integers(3, config.vocab_size, (2, tokens)))
+    expected = {}
+    meta = {
+        "summary": read_docstring(folder / "generate.py"),
+        "family": config.model_type, "seed": seed, "dtype_on_disk": dtype, **versions(),
+        "single": {"ids": ids[:1].tolist()},
+    }
+
+    # One sequence, in float64.
+    with float64_attention():
+        single = Run(load(folder, torch.float64), ids[:1])
+        expected.update({f"single/{k}": v.float() for k, v in single.sites.items()})
+        meta["lens"], top = {}, None
+        for prefix, first in [("lens", None)] + [("lens_block", "block"), ("lens_mlp", "mlp")] * decoders:
+            names, measures, top = lens(single, first)
+            last = sizes(config)[0] - 1
+            decoder = {None: [], "block": [f"h.{last}"], "mlp": [f"h.{last}.mlp"]}[first]
+            meta["lens"][prefix] = {"names": names, "decoder": decoder + ["final_layernorm", "lm_head"]}
+            expected.update({f"{prefix}/{k}": v for k, v in measures.items()})
+        expected["lens/final_top1"] = top
+
+    # The same in float32 says what rounding alone does.
+    model = load(folder, torch.float32)
+    noise = Run(model, ids[:1]).sites
+    noise = max(error(noise[k].double(), v) for k, v in single.sites.items())
+    meta["f32_error"] = float(f"{noise:.1e}")
+    meta["tolerance"] = float(f"{max(2e-5, 8 * noise):.1e}")
+
+    # Padded batches, in float32.
+    for side in ["left", "right"]:
+        batch, inputs = padded(ids, side)
+        run = Run(model, batch, **inputs)
+        kept = {k: v for k, v in run.sites.items()
+                if full_padding or k == "logits" or k.removeprefix("transformer.h.").isdigit()}
+        expected.update({f"{side}/{k}": v for k, v in kept.items()})
+        positions = inputs.get("position_ids", torch.arange(batch.shape[1]).expand(2, -1))
+        meta[side] = {"ids": batch.tolist(), "attention_mask": inputs["attention_mask"].tolist(),
+                      "position_ids": positions.tolist(), "sites": "all" if full_padding else "blocks"}
+
+    # Generation, in float32.
+    batch, inputs = padded(ids, "left")
+    inputs.pop("position_ids")  # generate() makes them
+    meta["generate"] = {"max_new_tokens": new_tokens, "pad_id": PAD}
+    expected["generate/greedy"] = greedy(model, ids[:1], new_tokens)
+    expected["generate/greedy_left"] = greedy(model, batch, new_tokens, **inputs)
+    if eos:
+        stop = meta["generate"]["eos_id"] = pick_eos(expected["generate/greedy_left"], batch.shape[1])
+        expected["generate/eos"] = greedy(model, ids[:1], new_tokens, stop)
+        expected["generate/eos_left"] = greedy(model, batch, new_tokens, stop, **inputs)
+
+    meta["sites"] = [k.removeprefix("single/") for k in expected if k.startswith("single/")]
+    save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")
+    write_json(folder / "case.json", meta)
+
+
+def copy_of(file, original, write, change=None):
+    """The weights of another case, value for value, in another container: its expectations are the other's."""
+    folder = folder_of(file)
+    source = GOLDEN / original
+    config = transformers.AutoConfig.from_pretrained(source)
+    weights = load_file(source / "model.safetensors")
+    write(folder, change(weights, config) if change else weights)
+    shutil.copy(source / "config.json", folder)
+    meta = {"summary": read_docstring(folder / "generate.py"), "family": config.model_type, **versions(),
+            "same_as": original}
+    write_json(folder / "case.json", meta)
+
+
+def read_docstring(path):
+    return " ".join(path.read_text().split('"""')[1].split())
