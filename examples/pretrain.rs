@@ -134,8 +134,14 @@ fn main() -> ExitCode {
 fn run(flags: &Flags) -> Result<()> {
     ensure!((0.0..0.5).contains(&flags.validation), "--validation {}: expected 0 to 0.5", flags.validation);
     ensure!(flags.context <= flags.positions, "--context {} exceeds --positions {}", flags.context, flags.positions);
-    ensure!(flags.steps > 0 && flags.batch > 0 && flags.context > 1, "--steps and --batch must be at least 1, --context 2");
-    ensure!(!matches!(flags.compute, Precision::F16), "--compute f16: half precision is far too slow here; use bf16 or f32");
+    ensure!(
+        flags.steps > 0 && flags.batch > 0 && flags.context > 1,
+        "--steps and --batch must be at least 1, --context 2"
+    );
+    ensure!(
+        !matches!(flags.compute, Precision::F16),
+        "--compute f16: half precision is far too slow here; use bf16 or f32"
+    );
     fs::create_dir_all(&flags.out).with_context(|| format!("cannot make {}", flags.out.display()))?;
     let (train_text, held_out_text) = read_texts(flags)?;
     let tokenizer = tokenizer(flags, &train_text)?;
@@ -283,7 +289,11 @@ impl Training {
                 let take = |prefix: &str| -> Result<Tensor> {
                     let key = format!("{prefix}{name}");
                     let tensor = saved.get(&key).with_context(|| format!("{}: {key} is missing", state.display()))?;
-                    ensure!(tensor.size() == shape, "{}: {key} belongs to another model; use another --out", state.display());
+                    ensure!(
+                        tensor.size() == shape,
+                        "{}: {key} belongs to another model; use another --out",
+                        state.display()
+                    );
                     Ok(tensor.shallow_clone())
                 };
                 first_moments.push(take("first.")?);
@@ -298,7 +308,8 @@ impl Training {
                 second_moments.push(weight.f_zeros_like()?);
             }
         }
-        let weights = weights.into_iter().map(|(name, weight)| (name, weight.detach().set_requires_grad(true))).collect();
+        let weights =
+            weights.into_iter().map(|(name, weight)| (name, weight.detach().set_requires_grad(true))).collect();
         Ok(Self { config, weights, first_moments, second_moments, progress })
     }
 
@@ -416,7 +427,8 @@ impl Training {
     }
 
     fn finish(&self, flags: &Flags, loss: f64, train: usize, held_out: usize) -> Result<()> {
-        let store = |(name, weight): &(String, Tensor)| Ok((name.clone(), weight.f_detach()?.f_to_kind(flags.store.kind())?));
+        let store =
+            |(name, weight): &(String, Tensor)| Ok((name.clone(), weight.f_detach()?.f_to_kind(flags.store.kind())?));
         let tensors = self.weights.iter().map(store).collect::<Result<Vec<_>>>()?;
         lowmem::save_safetensors(&flags.out.join("model.safetensors"), &tensors)?;
         common::output::write(&flags.out.join("README.md"), self.card(flags, loss, train, held_out).as_bytes())?;
@@ -431,7 +443,8 @@ impl Training {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let texts = flags.texts.iter().map(name).collect::<Vec<_>>().join(", ");
         let command: Vec<String> = std::env::args().skip(1).map(|word| short(&word)).collect();
-        let history = self.progress.losses.iter().map(|(step, loss)| format!("| {step} | {loss:.4} |\n")).collect::<String>();
+        let history =
+            self.progress.losses.iter().map(|(step, loss)| format!("| {step} | {loss:.4} |\n")).collect::<String>();
         format!(
             "# {}\n\nA small {} for demonstrations and tests: {} parameters, {} blocks, width {}.\n\n\
              | | |\n|---|---|\n| data | {texts} ({train} tokens; the last {:.0} % of each file, {held_out} tokens, held out) |\n\

@@ -12,7 +12,8 @@ pub fn check_writable(path: &Path) -> anyhow::Result<()> {
     let folder = folder_of(path);
     anyhow::ensure!(folder.is_dir(), "{}: the folder {} does not exist", path.display(), folder.display());
     anyhow::ensure!(!path.is_dir(), "{}: is a folder, expected a file to write", path.display());
-    tempfile::tempfile_in(&folder).with_context(|| format!("{}: cannot write in {}", path.display(), folder.display()))?;
+    tempfile::tempfile_in(&folder)
+        .with_context(|| format!("{}: cannot write in {}", path.display(), folder.display()))?;
     Ok(())
 }
 
