@@ -5,15 +5,20 @@
 mod color;
 mod compare;
 pub mod csv;
+mod decoder;
+mod error;
 #[cfg(feature = "plot")]
 mod fonts;
+mod lens;
 mod measure;
 #[cfg(feature = "plot")]
 pub mod picture;
+mod rows;
 mod scale;
 mod table;
 pub mod terminal;
 mod token_text;
+mod unembed;
 mod view;
 
 #[cfg(test)]
@@ -22,7 +27,11 @@ mod fixture;
 pub use crate::{
     color::ColorDepth,
     compare::{Comparison, compare},
+    decoder::DEFAULT_DECODER,
+    error::{Error, Result},
+    lens::{Lens, LensOptions},
     measure::Measure,
+    rows::RowOptions,
     table::{Prediction, Row, SCHEMA, Table, TableError, Token, TopK},
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
     view::View,
