@@ -10,34 +10,42 @@ use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider};
 use unicode_segmentation::UnicodeSegmentation;
 
-/// The family of all text in a picture; the rest of the list is for viewers that do not have the first. None of them
-/// is wider.
-pub(crate) const FAMILIES: &str = "Noto Sans, Arial, Helvetica, sans-serif";
-
 macro_rules! fonts {
-    ($($file:literal),* $(,)?) => { &[$(include_bytes!(concat!("../fonts/", $file))),*] };
+    ($($file:literal: $family:literal),* $(,)?) => {
+        &[$(Font {
+            file: include_bytes!(concat!("../fonts/", $file)),
+            families: concat!($family, ", Arial, Helvetica, sans-serif"),
+        }),*]
+    };
+}
+
+/// A font and the list of families for text that is drawn with it: itself, then what viewers without it may have.
+/// None of those is wider than ours.
+struct Font {
+    file: &'static [u8],
+    families: &'static str,
 }
 
 /// In the order in which they are asked for a character. Emoji are last: that font has digits, too.
-const FILES: &[&[u8]] = fonts![
-    "NotoSans-Regular.ttf",
-    "DejaVuSans-Rest.ttf",
-    "NotoSansDevanagari-Regular.ttf",
-    "NotoSansBengali-Regular.ttf",
-    "NotoSansGurmukhi-Regular.ttf",
-    "NotoSansGujarati-Regular.ttf",
-    "NotoSansTamil-Regular.ttf",
-    "NotoSansTelugu-Regular.ttf",
-    "NotoSansKannada-Regular.ttf",
-    "NotoSansMalayalam-Regular.ttf",
-    "NotoSansSinhala-Regular.ttf",
-    "NotoSansThai-Regular.ttf",
-    "NotoSansLao-Regular.ttf",
-    "NotoSansKhmer-Regular.ttf",
-    "NotoSansMyanmar-Regular.ttf",
-    "NotoSansEthiopic-Regular.ttf",
-    "DroidSansFallback.ttf",
-    "NotoEmoji-Regular.ttf",
+const FONTS: &[Font] = fonts![
+    "NotoSans-Regular.ttf": "Noto Sans",
+    "DejaVuSans-Rest.ttf": "DejaVu Sans, Noto Sans",
+    "NotoSansDevanagari-Regular.ttf": "Noto Sans Devanagari, Noto Sans",
+    "NotoSansBengali-Regular.ttf": "Noto Sans Bengali, Noto Sans",
+    "NotoSansGurmukhi-Regular.ttf": "Noto Sans Gurmukhi, Noto Sans",
+    "NotoSansGujarati-Regular.ttf": "Noto Sans Gujarati, Noto Sans",
+    "NotoSansTamil-Regular.ttf": "Noto Sans Tamil, Noto Sans",
+    "NotoSansTelugu-Regular.ttf": "Noto Sans Telugu, Noto Sans",
+    "NotoSansKannada-Regular.ttf": "Noto Sans Kannada, Noto Sans",
+    "NotoSansMalayalam-Regular.ttf": "Noto Sans Malayalam, Noto Sans",
+    "NotoSansSinhala-Regular.ttf": "Noto Sans Sinhala, Noto Sans",
+    "NotoSansThai-Regular.ttf": "Noto Sans Thai, Noto Sans",
+    "NotoSansLao-Regular.ttf": "Noto Sans Lao, Noto Sans",
+    "NotoSansKhmer-Regular.ttf": "Noto Sans Khmer, Noto Sans",
+    "NotoSansMyanmar-Regular.ttf": "Noto Sans Myanmar, Noto Sans",
+    "NotoSansEthiopic-Regular.ttf": "Noto Sans Ethiopic, Noto Sans",
+    "DroidSansFallback.ttf": "Droid Sans Fallback, Noto Sans",
+    "NotoEmoji-Regular.ttf": "Noto Emoji, Noto Sans",
 ];
 
 /// All the fonts, for the rasteriser.
@@ -45,8 +53,8 @@ pub(crate) fn database() -> Arc<fontdb::Database> {
     static DATABASE: OnceLock<Arc<fontdb::Database>> = OnceLock::new();
     let load = || {
         let mut database = fontdb::Database::new();
-        for file in FILES {
-            database.load_font_source(fontdb::Source::Binary(Arc::new(*file)));
+        for font in FONTS {
+            database.load_font_source(fontdb::Source::Binary(Arc::new(font.file)));
         }
         database.set_sans_serif_family("Noto Sans");
         Arc::new(database)
@@ -56,7 +64,17 @@ pub(crate) fn database() -> Arc<fontdb::Database> {
 
 fn faces() -> &'static [FontRef<'static>] {
     static FACES: OnceLock<Vec<FontRef<'static>>> = OnceLock::new();
-    FACES.get_or_init(|| FILES.iter().filter_map(|file| FontRef::new(file).ok()).collect())
+    FACES.get_or_init(|| FONTS.iter().filter_map(|font| FontRef::new(font.file).ok()).collect())
+}
+
+/// The font families for a text: the font of its first character that the main font lacks comes first.
+///
+/// Fallback alone would not do: the rasteriser takes glyphs from other fonts one by one, and loses those that joined,
+/// as a family of emoji does.
+pub(crate) fn families(text: &str) -> &'static str {
+    let font = |character| faces().iter().position(|face| face.charmap().map(character).is_some());
+    let first = text.chars().filter(|character| !hidden(*character)).filter_map(font).find(|font| *font > 0);
+    FONTS.get(first.unwrap_or_default()).map_or("sans-serif", |font| font.families)
 }
 
 /// How wide a text is at a font size, in the unit of the size.
@@ -69,8 +87,7 @@ pub(crate) fn width(text: &str, size: f64) -> f64 {
 
 /// A character's width at size 1.
 fn advance(character: char) -> f64 {
-    // Joiners and variation selectors are not drawn.
-    if matches!(character, '\u{200c}'..='\u{200f}' | '\u{fe00}'..='\u{fe0f}') {
+    if hidden(character) {
         return 0.0;
     }
     for face in faces() {
@@ -80,6 +97,11 @@ fn advance(character: char) -> f64 {
     }
     // A box is drawn for what no font has.
     1.0
+}
+
+/// Joiners and variation selectors are not drawn.
+fn hidden(character: char) -> bool {
+    matches!(character, '\u{200c}'..='\u{200f}' | '\u{fe00}'..='\u{fe0f}')
 }
 
 /// A text made to fit: at the largest of the sizes at which it does, or cut at the smallest. `…` stands for what was
@@ -110,9 +132,20 @@ mod tests {
 
     #[test]
     fn every_font_can_be_read() {
-        assert_eq!(faces().len(), FILES.len());
-        assert_eq!(database().len(), FILES.len());
+        assert_eq!(faces().len(), FONTS.len());
+        assert_eq!(database().len(), FONTS.len());
         assert_eq!(database().faces().next().unwrap().families[0].0, "Noto Sans");
+    }
+
+    #[test]
+    fn joined_characters_are_drawn_with_their_own_font() {
+        assert!(families("·the").starts_with("Noto Sans,"));
+        assert!(families("·👩\u{200d}🚀").starts_with("Noto Emoji,"));
+        assert!(families("·नमस्ते").starts_with("Noto Sans Devanagari,"));
+        assert!(families("日本").starts_with("Droid Sans Fallback,"));
+        for (font, face) in FONTS.iter().zip(database().faces()) {
+            assert_eq!(font.families.split(',').next().unwrap(), face.families[0].0);
+        }
     }
 
     #[test]

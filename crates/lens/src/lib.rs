@@ -7,6 +7,8 @@ mod compare;
 pub mod csv;
 #[cfg(feature = "plot")]
 mod fonts;
+#[cfg(feature = "plot")]
+pub mod html;
 mod measure;
 #[cfg(feature = "plot")]
 pub mod picture;
