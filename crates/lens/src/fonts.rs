@@ -10,6 +10,8 @@ use skrifa::instance::{LocationRef, Size};
 use skrifa::{FontRef, MetadataProvider};
 use unicode_segmentation::UnicodeSegmentation;
 
+use crate::token_text::right_to_left;
+
 macro_rules! fonts {
     ($($file:literal: $family:literal),* $(,)?) => {
         &[$(Font {
@@ -67,14 +69,35 @@ fn faces() -> &'static [FontRef<'static>] {
     FACES.get_or_init(|| FONTS.iter().filter_map(|font| FontRef::new(font.file).ok()).collect())
 }
 
-/// The font families for a text: the font of its first character that the main font lacks comes first.
+/// A text in the pieces in which it must be drawn, each with its font families: almost always one.
 ///
-/// Fallback alone would not do: the rasteriser takes glyphs from other fonts one by one, and loses those that joined,
-/// as a family of emoji does.
-pub(crate) fn families(text: &str) -> &'static str {
+/// The rasteriser's own fallback replaces glyphs one by one, and so loses those of characters that were joined by the
+/// one font and not by the other: of ` 👩‍🚀` either the space's mark or the astronaut. Where characters join, each piece
+/// is in one font. Text that runs from right to left is never cut: its font has all it needs.
+pub(crate) fn pieces(text: &str) -> Vec<(String, &'static str)> {
     let font = |character| faces().iter().position(|face| face.charmap().map(character).is_some());
+    let lacks = |face: usize, character: char| {
+        !hidden(character) && faces().get(face).is_some_and(|face| face.charmap().map(character).is_none())
+    };
     let first = text.chars().filter(|character| !hidden(*character)).filter_map(font).find(|font| *font > 0);
-    FONTS.get(first.unwrap_or_default()).map_or("sans-serif", |font| font.families)
+    let main = first.unwrap_or_default();
+    let joined = text.graphemes(true).any(|cluster| cluster.chars().nth(1).is_some());
+    if !joined || text.chars().any(right_to_left) || !text.chars().any(|character| lacks(main, character)) {
+        return vec![(text.into(), families(main))];
+    }
+    let mut pieces: Vec<(String, usize)> = Vec::new();
+    for cluster in text.graphemes(true) {
+        let font = cluster.chars().filter_map(font).next().unwrap_or_default();
+        match pieces.last_mut() {
+            Some((piece, last)) if *last == font => piece.push_str(cluster),
+            _ => pieces.push((cluster.into(), font)),
+        }
+    }
+    pieces.into_iter().map(|(piece, font)| (piece, families(font))).collect()
+}
+
+fn families(font: usize) -> &'static str {
+    FONTS.get(font).map_or("sans-serif", |font| font.families)
 }
 
 /// How wide a text is at a font size, in the unit of the size.
@@ -139,10 +162,16 @@ mod tests {
 
     #[test]
     fn joined_characters_are_drawn_with_their_own_font() {
-        assert!(families("·the").starts_with("Noto Sans,"));
-        assert!(families("·👩\u{200d}🚀").starts_with("Noto Emoji,"));
-        assert!(families("·नमस्ते").starts_with("Noto Sans Devanagari,"));
-        assert!(families("日本").starts_with("Droid Sans Fallback,"));
+        let first = |text: &str| {
+            let family = |(piece, families): (String, &'static str)| (piece, families.split(',').next().unwrap());
+            pieces(text).into_iter().map(family).collect::<Vec<_>>()
+        };
+        assert_eq!(first("·the"), [("·the".into(), "Noto Sans")]);
+        let astronaut = "👩\u{200d}🚀".to_owned();
+        assert_eq!(first("·👩\u{200d}🚀"), [("·".into(), "Noto Sans"), (astronaut, "Noto Emoji")]);
+        assert_eq!(first("·नमस्ते"), [("·".into(), "Noto Sans"), ("नमस्ते".into(), "Noto Sans Devanagari")]);
+        assert_eq!(first("·日本"), [("·日本".into(), "Droid Sans Fallback")]);
+        assert_eq!(first("·السَّلام"), [("·السَّلام".into(), "DejaVu Sans")]);
         for (font, face) in FONTS.iter().zip(database().faces()) {
             assert_eq!(font.families.split(',').next().unwrap(), face.families[0].0);
         }

@@ -70,8 +70,11 @@ struct RowData {
     /// For each measure; single precision is more than is shown, and half as long. Not finite is `null`.
     values: Vec<Vec<Option<f32>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<Vec<Vec<(usize, Option<f32>)>>>,
+    top_k: Option<Vec<Best>>,
 }
+
+/// The likeliest tokens of a cell: the number of each text, and its probability.
+type Best = Vec<(usize, Option<f32>)>;
 
 /// Gives every text that is shown a number.
 #[derive(Default)]

@@ -1,13 +1,13 @@
 //! The heatmap on a terminal.
 
 use unicode_segmentation::UnicodeSegmentation;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
 use crate::color::{ColorDepth, Rgb};
 use crate::measure::Measure;
 use crate::scale::Scale;
 use crate::table::TableError;
-use crate::token_text::display_token;
+use crate::token_text::{display_token, right_to_left};
 use crate::view::{View, evenly};
 
 /// How to draw on a terminal.
@@ -294,13 +294,6 @@ fn cut(text: &str, width: usize) -> String {
         kept.push('…');
     }
     kept
-}
-
-/// Hebrew, Arabic and their neighbours.
-fn right_to_left(character: char) -> bool {
-    matches!(character, '\u{590}'..='\u{8ff}' | '\u{fb1d}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}'
-        | '\u{10800}'..='\u{10fff}' | '\u{1e800}'..='\u{1efff}')
-        && character.width() != Some(0)
 }
 
 #[cfg(test)]

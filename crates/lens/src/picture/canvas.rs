@@ -19,7 +19,7 @@ pub(super) struct Canvas {
 enum Shape {
     Fill { corner: (f64, f64), size: (f64, f64), color: Rgb },
     Frame { corner: (f64, f64), size: (f64, f64), color: Rgb, inset: f64 },
-    Text { text: String, at: (f64, f64), size: f64, color: Rgb, anchor: HPos },
+    Text { text: String, families: &'static str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos },
 }
 
 impl Canvas {
@@ -77,7 +77,22 @@ impl Canvas {
     }
 
     fn text(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos) {
-        self.shapes.push(Shape::Text { text: text.into(), at, size, color, anchor });
+        let mut pieces = fonts::pieces(text);
+        if let (1, Some((text, families))) = (pieces.len(), pieces.pop()) {
+            self.shapes.push(Shape::Text { text, families, at, size, color, anchor });
+            return;
+        }
+        let width = fonts::width(text, size);
+        let mut left = match anchor {
+            HPos::Left => at.0,
+            HPos::Center => at.0 - width / 2.0,
+            HPos::Right => at.0 - width,
+        };
+        for (text, families) in fonts::pieces(text) {
+            let after = left + fonts::width(&text, size);
+            self.shapes.push(Shape::Text { text, families, at: (left, at.1), size, color, anchor: HPos::Left });
+            left = after;
+        }
     }
 
     /// The SVG.
@@ -114,9 +129,9 @@ impl Shape {
                 let end = (corner.0 + size.0 - inset, corner.1 + size.1 - inset);
                 area.draw(&Rectangle::new([whole(start), whole(end)], color(*line).stroke_width(1)))
             }
-            Self::Text { text, at, size, color: ink, anchor } => {
+            Self::Text { text, families, at, size, color: ink, anchor } => {
                 // Plotters divides every size by 1.24.
-                let font = FontDesc::new(FontFamily::Name(fonts::families(text)), size * 1.24, FontStyle::Normal);
+                let font = FontDesc::new(FontFamily::Name(families), size * 1.24, FontStyle::Normal);
                 let ink = color(*ink);
                 let style = TextStyle::from(font).color(&ink).pos(Pos::new(*anchor, VPos::Center));
                 area.draw(&Text::new(text.as_str(), whole(*at), style))
