@@ -1,0 +1,7 @@
+//! Everything this crate promises, through its public API.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod harness;
+mod index_files;
+mod safetensors_files;
