@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod bin_files;
 mod harness;
 mod index_files;
 mod safetensors_files;
