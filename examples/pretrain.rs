@@ -5,7 +5,6 @@ mod common;
 use std::{
     collections::HashMap,
     fs,
-    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -13,7 +12,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokenizers::{
     AddedToken, Tokenizer,
@@ -128,14 +126,21 @@ const STATE: &str = "training.safetensors";
 const PROGRESS: &str = "training.json";
 
 fn main() -> ExitCode {
-    common::main(|| run(&Flags::parse()))
+    common::main(run)
 }
 
-fn run(flags: &Flags) -> Result<()> {
+fn run(flags: Flags) -> Result<()> {
+    let flags = &flags;
     ensure!((0.0..0.5).contains(&flags.validation), "--validation {}: expected 0 to 0.5", flags.validation);
     ensure!(flags.context <= flags.positions, "--context {} exceeds --positions {}", flags.context, flags.positions);
-    ensure!(flags.steps > 0 && flags.batch > 0 && flags.context > 1, "--steps and --batch must be at least 1, --context 2");
-    ensure!(!matches!(flags.compute, Precision::F16), "--compute f16: half precision is far too slow here; use bf16 or f32");
+    ensure!(
+        flags.steps > 0 && flags.batch > 0 && flags.context > 1,
+        "--steps and --batch must be at least 1, --context 2"
+    );
+    ensure!(
+        !matches!(flags.compute, Precision::F16),
+        "--compute f16: half precision is far too slow here; use bf16 or f32"
+    );
     fs::create_dir_all(&flags.out).with_context(|| format!("cannot make {}", flags.out.display()))?;
     let (train_text, held_out_text) = read_texts(flags)?;
     let tokenizer = tokenizer(flags, &train_text)?;
@@ -283,7 +288,11 @@ impl Training {
                 let take = |prefix: &str| -> Result<Tensor> {
                     let key = format!("{prefix}{name}");
                     let tensor = saved.get(&key).with_context(|| format!("{}: {key} is missing", state.display()))?;
-                    ensure!(tensor.size() == shape, "{}: {key} belongs to another model; use another --out", state.display());
+                    ensure!(
+                        tensor.size() == shape,
+                        "{}: {key} belongs to another model; use another --out",
+                        state.display()
+                    );
                     Ok(tensor.shallow_clone())
                 };
                 first_moments.push(take("first.")?);
@@ -298,7 +307,8 @@ impl Training {
                 second_moments.push(weight.f_zeros_like()?);
             }
         }
-        let weights = weights.into_iter().map(|(name, weight)| (name, weight.detach().set_requires_grad(true))).collect();
+        let weights =
+            weights.into_iter().map(|(name, weight)| (name, weight.detach().set_requires_grad(true))).collect();
         Ok(Self { config, weights, first_moments, second_moments, progress })
     }
 
@@ -315,8 +325,7 @@ impl Training {
     }
 
     fn run(&mut self, flags: &Flags, train: &[i64], held_out: &[i64]) -> Result<()> {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(flags.steps) } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?);
+        let bar = common::progress::steps(flags.steps);
         let started = Instant::now();
         let seconds_before = self.progress.seconds;
         let mut smoothed = None::<f64>;
@@ -330,7 +339,7 @@ impl Training {
             self.progress.step += 1;
             bar.set_position(self.progress.step);
             self.progress.seconds = seconds_before + started.elapsed().as_secs_f64();
-            if self.progress.step % flags.every == 0 || self.progress.step == flags.steps {
+            if self.progress.step.is_multiple_of(flags.every) || self.progress.step == flags.steps {
                 let held_out_loss = self.loss(flags, held_out, 32)?;
                 self.progress.losses.push((self.progress.step, held_out_loss));
                 let line = format!(
@@ -416,7 +425,8 @@ impl Training {
     }
 
     fn finish(&self, flags: &Flags, loss: f64, train: usize, held_out: usize) -> Result<()> {
-        let store = |(name, weight): &(String, Tensor)| Ok((name.clone(), weight.f_detach()?.f_to_kind(flags.store.kind())?));
+        let store =
+            |(name, weight): &(String, Tensor)| Ok((name.clone(), weight.f_detach()?.f_to_kind(flags.store.kind())?));
         let tensors = self.weights.iter().map(store).collect::<Result<Vec<_>>>()?;
         lowmem::save_safetensors(&flags.out.join("model.safetensors"), &tensors)?;
         common::output::write(&flags.out.join("README.md"), self.card(flags, loss, train, held_out).as_bytes())?;
@@ -431,7 +441,8 @@ impl Training {
         let name = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let texts = flags.texts.iter().map(name).collect::<Vec<_>>().join(", ");
         let command: Vec<String> = std::env::args().skip(1).map(|word| short(&word)).collect();
-        let history = self.progress.losses.iter().map(|(step, loss)| format!("| {step} | {loss:.4} |\n")).collect::<String>();
+        let history =
+            self.progress.losses.iter().map(|(step, loss)| format!("| {step} | {loss:.4} |\n")).collect::<String>();
         format!(
             "# {}\n\nA small {} for demonstrations and tests: {} parameters, {} blocks, width {}.\n\n\
              | | |\n|---|---|\n| data | {texts} ({train} tokens; the last {:.0} % of each file, {held_out} tokens, held out) |\n\

@@ -12,7 +12,8 @@ pub fn check_writable(path: &Path) -> anyhow::Result<()> {
     let folder = folder_of(path);
     anyhow::ensure!(folder.is_dir(), "{}: the folder {} does not exist", path.display(), folder.display());
     anyhow::ensure!(!path.is_dir(), "{}: is a folder, expected a file to write", path.display());
-    tempfile::tempfile_in(&folder).with_context(|| format!("{}: cannot write in {}", path.display(), folder.display()))?;
+    tempfile::tempfile_in(&folder)
+        .with_context(|| format!("{}: cannot write in {}", path.display(), folder.display()))?;
     Ok(())
 }
 
@@ -31,7 +32,15 @@ pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+/// Writes `value` as indented JSON.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let mut text = serde_json::to_string_pretty(value)?;
+    text.push('\n');
+    write(path, text.as_bytes())
+}
+
+/// The folder a file lies in.
+pub fn folder_of(path: &Path) -> PathBuf {
     let folder = path.parent().unwrap_or(Path::new(""));
     if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() }
 }
