@@ -5,7 +5,6 @@ mod common;
 use std::{
     collections::HashMap,
     fs,
-    io::IsTerminal,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -13,7 +12,6 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use tokenizers::{
     AddedToken, Tokenizer,
@@ -128,10 +126,11 @@ const STATE: &str = "training.safetensors";
 const PROGRESS: &str = "training.json";
 
 fn main() -> ExitCode {
-    common::main(|| run(&Flags::parse()))
+    common::main(run)
 }
 
-fn run(flags: &Flags) -> Result<()> {
+fn run(flags: Flags) -> Result<()> {
+    let flags = &flags;
     ensure!((0.0..0.5).contains(&flags.validation), "--validation {}: expected 0 to 0.5", flags.validation);
     ensure!(flags.context <= flags.positions, "--context {} exceeds --positions {}", flags.context, flags.positions);
     ensure!(
@@ -326,8 +325,7 @@ impl Training {
     }
 
     fn run(&mut self, flags: &Flags, train: &[i64], held_out: &[i64]) -> Result<()> {
-        let bar = if std::io::stderr().is_terminal() { ProgressBar::new(flags.steps) } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg} {eta} left")?);
+        let bar = common::progress::steps(flags.steps);
         let started = Instant::now();
         let seconds_before = self.progress.seconds;
         let mut smoothed = None::<f64>;
@@ -341,7 +339,7 @@ impl Training {
             self.progress.step += 1;
             bar.set_position(self.progress.step);
             self.progress.seconds = seconds_before + started.elapsed().as_secs_f64();
-            if self.progress.step % flags.every == 0 || self.progress.step == flags.steps {
+            if self.progress.step.is_multiple_of(flags.every) || self.progress.step == flags.steps {
                 let held_out_loss = self.loss(flags, held_out, 32)?;
                 self.progress.losses.push((self.progress.step, held_out_loss));
                 let line = format!(

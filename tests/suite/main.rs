@@ -3,4 +3,5 @@
 
 mod generate;
 mod golden;
+mod lens;
 mod support;

@@ -3,13 +3,19 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::Read,
     path::{Component, Path, PathBuf},
 };
 
-use crate::{Error, Index, Result, safetensors_file};
+use crate::{
+    Error, Index, Result, bin_file,
+    index::{TensorInfo, WeightFile},
+    safetensors_file,
+};
 
-const SINGLE: &str = "model.safetensors";
-const SHARDED: &str = "model.safetensors.index.json";
+/// What a folder's weights may be called, best first.
+pub(crate) const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// A checkpoint that has been found and indexed; no weight has been read.
 #[derive(Clone, Debug)]
@@ -22,6 +28,10 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Opens a folder with a checkpoint, a single weight file, or an index file of shards.
     ///
+    /// In a folder `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin` and
+    /// `pytorch_model.bin.index.json` are looked for, in this order. What a file is, safetensors or PyTorch's `.bin` of
+    /// either age, is seen from its content.
+    ///
     /// # Errors
     ///
     /// Says which file is missing, truncated or malformed, and which tensor is at fault.
@@ -33,7 +43,7 @@ impl Checkpoint {
         let index = if weights.extension().is_some_and(|extension| extension == "json") {
             read_shards(&weights)?
         } else {
-            let (file, tensors) = safetensors_file::read_header(&weights)?;
+            let (file, tensors) = read_file(&weights)?;
             let mut index = Index::default();
             index.add(file, tensors)?;
             index
@@ -73,9 +83,24 @@ impl Checkpoint {
 }
 
 fn find_weights(folder: &Path) -> Result<PathBuf> {
-    let looked_for = vec![SINGLE, SHARDED];
-    let found = looked_for.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for })
+    let found = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for: WEIGHTS.to_vec() })
+}
+
+/// Indexes one weight file of any kind.
+fn read_file(path: &Path) -> Result<(WeightFile, Vec<TensorInfo>)> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut magic = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(8).read_to_end(&mut magic)).map_err(io)?;
+    // A pickle begins with 0x80 and its protocol. So may the length of a safetensors header, but not one of that size.
+    let pickle = matches!(magic[..], [0x80, 0..=5, ..])
+        && <[u8; 8]>::try_from(&magic[..])
+            .is_ok_and(|length| u64::from_le_bytes(length) > safetensors_file::HEADER_LIMIT);
+    if pickle || magic.starts_with(&bin_file::ZIP_MAGIC) {
+        bin_file::read_index(path, &magic)
+    } else {
+        safetensors_file::read_header(path)
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -103,7 +128,7 @@ fn read_shards(path: &Path) -> Result<Index> {
         if !shard.is_file() {
             return Err(Error::ShardMissing { index: path.to_owned(), tensor: tensor.to_owned(), shard });
         }
-        let (file, tensors) = safetensors_file::read_header(&shard)?;
+        let (file, tensors) = read_file(&shard)?;
         index.add(file, tensors)?;
     }
     for (tensor, shard) in weight_map {

@@ -22,12 +22,14 @@
 //! # }
 //! ```
 
+mod bin_file;
 mod checkpoint;
 mod dtype;
 mod error;
 mod index;
 mod options;
 mod parts;
+mod pickle;
 mod place;
 mod report;
 mod safetensors_file;

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The format's own limit on a header, in bytes.
-const HEADER_LIMIT: u64 = 100_000_000;
+pub(crate) const HEADER_LIMIT: u64 = 100_000_000;
 const LENGTH_BYTES: u64 = 8;
 
 #[derive(serde::Deserialize)]

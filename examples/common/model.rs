@@ -1,0 +1,277 @@
+//! The flags that choose a model, and the model they open.
+
+use std::{
+    cell::OnceCell,
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::{
+    Args,
+    builder::{PossibleValuesParser, TypedValueParser},
+};
+use serde::Serialize;
+use transformer_utils::{
+    lowmem::{Checkpoint, DtypeChoice, LoadOptions, Residency},
+    models::{Config, Model},
+    tch::{Cuda, Device},
+};
+
+use super::{progress::LoadBar, tokens::Tokens};
+
+/// Which model, and how to place it.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Model")]
+pub struct ModelFlags {
+    /// A folder, a weight file or a Hub id such as EleutherAI/gpt-neo-125m [default: the bundled model].
+    #[arg(long, value_name = "DIR|FILE|HUB_ID")]
+    pub model: Option<String>,
+
+    /// Branch, tag or commit of a Hub id [default: main].
+    #[arg(long, value_name = "R")]
+    pub revision: Option<String>,
+
+    /// Fetch nothing: use what is on this machine.
+    #[arg(long)]
+    pub offline: bool,
+
+    /// Where to compute: auto (CUDA if there is one, else the CPU), cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: DeviceChoice,
+
+    /// Dtype to compute in; auto is the one on disk, but f32 for f16 weights on a CPU.
+    #[arg(long, default_value = "auto", value_parser = named::<DtypeChoice>(&["auto", "f32", "bf16", "f16"]))]
+    pub dtype: DtypeChoice,
+
+    /// Where the weights live: mapped (views of the file, nothing is copied), resident (converted or moved once, then
+    /// kept) or streamed (placed block by block, for models larger than memory). auto is mapped where that is possible,
+    /// else resident.
+    #[arg(
+        long,
+        default_value = "auto",
+        value_parser = named::<Residency>(&["auto", "mapped", "resident", "streamed"])
+    )]
+    pub residency: Residency,
+}
+
+/// A parser that lists `names` in the help and makes a value of the one chosen.
+fn named<T>(names: &'static [&'static str]) -> impl TypedValueParser<Value = T>
+where
+    T: FromStr<Err = String> + Clone + Send + Sync + 'static,
+{
+    PossibleValuesParser::new(names).try_map(|name: String| name.parse::<T>())
+}
+
+/// The value of `--device`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// CUDA if there is one, else the CPU.
+    #[default]
+    Auto,
+    /// This one.
+    Fixed(Device),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name.split_once(':') {
+            None if name == "auto" => Ok(Self::Auto),
+            None if name == "cpu" => Ok(Self::Fixed(Device::Cpu)),
+            None if name == "cuda" => Ok(Self::Fixed(Device::Cuda(0))),
+            Some(("cuda", number)) if number.parse::<u8>().is_ok_and(|parsed| parsed.to_string() == number) => {
+                Ok(Self::Fixed(Device::Cuda(number.parse().map_err(|error| format!("{error}"))?)))
+            }
+            _ => Err("expected auto, cpu, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The device, if it is there.
+    pub fn resolve(self) -> Result<Device> {
+        let there = if Cuda::is_available() { Cuda::device_count().max(0) as usize } else { 0 };
+        match self {
+            Self::Auto if there > 0 => Ok(Device::Cuda(0)),
+            Self::Auto => Ok(Device::Cpu),
+            Self::Fixed(Device::Cuda(number)) => {
+                ensure!(there > 0, "--device cuda: there is no CUDA device, or this libtorch has no CUDA; see doctor");
+                ensure!(
+                    number < there,
+                    "--device cuda:{number}: the last of the {there} devices is cuda:{}",
+                    there - 1
+                );
+                Ok(Device::Cuda(number))
+            }
+            Self::Fixed(device) => Ok(device),
+        }
+    }
+}
+
+/// A device as the flags spell it.
+pub fn device_name(device: Device) -> String {
+    match device {
+        Device::Cpu => "cpu".into(),
+        Device::Cuda(number) => format!("cuda:{number}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
+}
+
+/// The folder of the model that comes with the sources.
+pub fn bundled_model() -> PathBuf {
+    bundled_models().join("tiny-gpt2")
+}
+
+/// The folder of everything that comes with the sources.
+pub fn bundled_models() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets")
+}
+
+/// A model that is open: indexed and checked, its weights not yet read.
+pub struct Opened {
+    /// The model.
+    pub model: Model,
+    /// Where it came from.
+    pub checkpoint: Checkpoint,
+    /// What to call it.
+    pub name: String,
+    /// Milliseconds from the flags to the model.
+    pub load_ms: f64,
+    tokens: OnceCell<Option<Tokens>>,
+}
+
+/// How a model was placed, for reports.
+#[derive(Serialize)]
+pub struct Placement {
+    model: String,
+    family: &'static str,
+    device: String,
+    dtype: String,
+    residency: &'static str,
+    threads: i32,
+}
+
+impl ModelFlags {
+    /// Finds the checkpoint. Whatever `--model` can be is decided here and nowhere else.
+    pub fn find_checkpoint(&self) -> Result<Checkpoint> {
+        let Some(asked) = &self.model else {
+            ensure!(self.revision.is_none(), "--revision needs a --model on the Hub");
+            let folder = bundled_model();
+            let hint = "the bundled model is not where this program was built; choose one with --model";
+            return Checkpoint::open(&folder).context(hint);
+        };
+        if Path::new(asked).exists() {
+            ensure!(
+                self.revision.is_none(),
+                "--revision: {asked} is on this machine; only models on the Hub have revisions"
+            );
+            return Ok(Checkpoint::open(asked)?);
+        }
+        if self.revision.is_some() || self.offline {
+            bail!("{asked}: no such file or folder, and this build cannot look it up on the Hub");
+        }
+        Ok(Checkpoint::open(asked)?)
+    }
+
+    /// What the model is called in titles and reports.
+    pub fn name(&self) -> String {
+        let Some(asked) = &self.model else { return "tiny-gpt2".into() };
+        match Path::new(asked).canonicalize() {
+            Ok(path) => {
+                // A weight file is named after its folder: they are all called model.safetensors.
+                let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
+                let name = folder.and_then(Path::file_name);
+                name.map_or_else(|| asked.clone(), |name| name.to_string_lossy().into_owned())
+            }
+            Err(_) => asked.clone(),
+        }
+    }
+
+    /// Device, dtype, residency, and a progress bar on a terminal.
+    pub fn load_options(&self) -> Result<LoadOptions> {
+        Ok(LoadOptions {
+            device: self.device.resolve()?,
+            dtype: self.dtype,
+            residency: self.residency,
+            progress: Arc::new(LoadBar::default()),
+            ..LoadOptions::default()
+        })
+    }
+
+    /// Opens the model. Headers are read and checked; no weight is.
+    pub fn open(&self) -> Result<Opened> {
+        let start = Instant::now();
+        let options = self.load_options()?;
+        let checkpoint = self.find_checkpoint()?;
+        let model = Model::open(&checkpoint, &options)?;
+        let load_ms = milliseconds(start);
+        Ok(Opened { model, checkpoint, name: self.name(), load_ms, tokens: OnceCell::new() })
+    }
+}
+
+/// Milliseconds since `start`.
+pub fn milliseconds(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e3
+}
+
+impl Opened {
+    /// Sizes and settings.
+    pub fn config(&self) -> &Config {
+        self.model.config()
+    }
+
+    /// The tokenizer beside the weights, if there is one. It is read when first asked for.
+    ///
+    /// # Errors
+    ///
+    /// A tokenizer that is there and cannot be read.
+    pub fn tokens(&self) -> Result<Option<&Tokens>> {
+        if let Some(tokens) = self.tokens.get() {
+            return Ok(tokens.as_ref());
+        }
+        let tokens = Tokens::of(&self.checkpoint)?;
+        Ok(self.tokens.get_or_init(|| tokens).as_ref())
+    }
+
+    /// The tokenizer, for those who have text.
+    ///
+    /// # Errors
+    ///
+    /// Says that there is none, and what works without.
+    pub fn need_tokens(&self) -> Result<&Tokens> {
+        let missing = || {
+            let folder = self.checkpoint.folder().display();
+            format!("{folder}: no tokenizer.json there, so text cannot be read; give token ids with --ids")
+        };
+        self.tokens()?.with_context(missing)
+    }
+
+    /// The text of a token, bytes that are no UTF-8 written `\xE2`; the bare id where there is no tokenizer.
+    pub fn token_text(&self, id: i64) -> Result<String> {
+        Ok(self.tokens()?.map_or_else(|| id.to_string(), |tokens| tokens.token_text(id)))
+    }
+
+    /// How the model was placed.
+    pub fn placement(&self) -> Placement {
+        Placement {
+            model: self.name.clone(),
+            family: self.config().family.title,
+            device: device_name(self.model.parts().device()),
+            dtype: self.model.parts().dtype().to_string(),
+            residency: self.model.parts().residency().name(),
+            threads: transformer_utils::tch::get_num_threads(),
+        }
+    }
+}
+
+impl fmt::Display for Placement {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { model, family, device, dtype, residency, .. } = self;
+        write!(formatter, "{model} ({family}, {dtype}, {residency}, {device})")
+    }
+}
