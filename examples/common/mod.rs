@@ -9,6 +9,7 @@ pub mod progress;
 pub mod system;
 pub mod table;
 pub mod tensors;
+pub mod terminal;
 pub mod tokens;
 
 use std::{

@@ -21,7 +21,7 @@ use transformer_utils::{
     tch::{Cuda, Device},
 };
 
-use super::{progress::LoadBar, tokens::Tokens};
+use super::{progress::LoadBar, system, tokens::Tokens};
 
 /// Which model, and how to place it.
 #[derive(Args, Clone, Debug)]
@@ -142,6 +142,8 @@ pub struct Opened {
     pub name: String,
     /// Milliseconds from the flags to the model.
     pub load_ms: f64,
+    /// MiB of private memory that opening it took, where the system says.
+    pub load_private_mib: Option<f64>,
     tokens: OnceCell<Option<Tokens>>,
 }
 
@@ -205,12 +207,14 @@ impl ModelFlags {
 
     /// Opens the model. Headers are read and checked; no weight is.
     pub fn open(&self) -> Result<Opened> {
+        let before = system::private_mib();
         let start = Instant::now();
         let options = self.load_options()?;
         let checkpoint = self.find_checkpoint()?;
         let model = Model::open(&checkpoint, &options)?;
         let load_ms = milliseconds(start);
-        Ok(Opened { model, checkpoint, name: self.name(), load_ms, tokens: OnceCell::new() })
+        let load_private_mib = system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0));
+        Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokens: OnceCell::new() })
     }
 }
 

@@ -32,6 +32,17 @@ pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Gives a temporary folder the mode that any new folder has.
+pub fn set_folder_mode(folder: &Path) -> anyhow::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder, mode).with_context(|| format!("cannot write {}", folder.display()))?;
+    }
+    Ok(())
+}
+
 /// Writes `value` as indented JSON.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> anyhow::Result<()> {
     let mut text = serde_json::to_string_pretty(value)?;

@@ -149,6 +149,7 @@
     made.append(element("th", { className: "corner", scope: "row" }, name));
     for (const column of columns) {
       const head = element("th", { scope: "col" }, ...make(column));
+      head.setAttribute("aria-colindex", column + 2);
       head.dataset.column = column;
       if (className === "numbers") head.classList.add("number");
       made.append(head);
@@ -168,6 +169,8 @@
       for (const column of columns) {
         const cell = element("td", { tabIndex: -1 }, token(text(row, column)));
         cell.setAttribute("role", "gridcell");
+        // Pages leave columns out; the row's name is the first.
+        cell.setAttribute("aria-colindex", column + 2);
         cell.dataset.row = row;
         cell.dataset.column = column;
         if (changed(row, column)) cell.classList.add("changed");
@@ -190,8 +193,7 @@
     if (state.order === "down") { head.append(numbers, inputs); foot.append(predictions); } else { head.append(predictions); foot.append(inputs, numbers); }
     const grid = byId("grid");
     grid.replaceChildren(head, body, foot);
-    grid.setAttribute("aria-rowcount", rows.length);
-    grid.setAttribute("aria-colcount", data.inputs.length);
+    grid.setAttribute("aria-colcount", data.inputs.length + 1);
     byId("none").hidden = rows.length > 0 || data.rows.length === 0;
     byId("pages").hidden = pageCount < 2;
     if (columns.length) {

@@ -114,6 +114,7 @@ pub fn page<'a>(view: impl Into<View<'a>>, style: &Style) -> Result<String, Pict
     let page = environment.get_template("page.html")?.render(context! {
         title,
         description,
+        comparison => view.comparison().is_some(),
         theme => if style.dark { "dark" } else { "auto" },
         css => Value::from_safe_string(include_str!("../html/page.css").into()),
         script => Value::from_safe_string(include_str!("../html/page.js").into()),

@@ -4,8 +4,9 @@
 //! ("interpreting GPT: the logit lens", nostalgebraist, 2020). Logits of all rows, positions and tokens never exist
 //! together: memory stays within a budget, and everything after the matrix products is computed in f32.
 //!
-//! A [`Table`] is plain data. The renderers ([`terminal`], `picture`, `html`, [`csv`]) see nothing else, and touch no
-//! files: they return text or bytes.
+//! A [`Table`] is plain data. The renderers see nothing else, and touch no files: they return text or bytes. Each is a
+//! module, named after what comes out: [`terminal`], [`csv`](mod@csv), and with the feature `plot` `picture` (SVG and
+//! PNG) and `html`. [`compare`] makes of two tables a [`Comparison`], which the same renderers draw.
 //!
 //! ```
 //! use lens::{Lens, LensOptions, Measure};

@@ -184,7 +184,7 @@ fn page(
     canvas.finish(&description)
 }
 
-/// A cell's width that suits nine tokens in ten; the others shrink.
+/// A cell's width that suits nineteen tokens in twenty; the others shrink.
 fn cell_width(view: View<'_>, style: &Style) -> f64 {
     if let Some(width) = style.cell_width {
         return f64::from(width.max(8));
@@ -194,7 +194,7 @@ fn cell_width(view: View<'_>, style: &Style) -> f64 {
     let edges = view.table().inputs().into_iter().map(|token| display_token(&token.text));
     let mut widths: Vec<f64> = cells.chain(edges).map(|text| fonts::width(&text, panel::CELL_SIZES[0])).collect();
     widths.sort_by(f64::total_cmp);
-    let most = widths.get(widths.len() * 9 / 10).or(widths.last()).copied().unwrap_or_default();
+    let most = widths.get(widths.len() * 19 / 20).or(widths.last()).copied().unwrap_or_default();
     (most + 2.0 * panel::PADDING + 1.0).clamp(40.0, 104.0).round()
 }
 

@@ -2,13 +2,15 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
     io::Read,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
 use crate::{
     Error, Index, Result, bin_file,
+    files::Fetch,
     index::{TensorInfo, WeightFile},
     safetensors_file,
 };
@@ -18,11 +20,23 @@ pub(crate) const WEIGHTS: [&str; 4] =
     ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// A checkpoint that has been found and indexed; no weight has been read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     folder: PathBuf,
     index: Index,
+    fetch: Option<Arc<dyn Fetch>>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("folder", &self.folder)
+            .field("index", &self.index)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
@@ -48,7 +62,7 @@ impl Checkpoint {
             index.add(file, tensors)?;
             index
         };
-        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index })
+        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None })
     }
 
     /// The path it was opened by.
@@ -64,6 +78,11 @@ impl Checkpoint {
     /// Where every tensor lies.
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// How to bring weight files that are not on this machine yet.
+    pub(crate) fn fetch(&self) -> Option<Arc<dyn Fetch>> {
+        self.fetch.clone()
     }
 
     /// The text of a file of the checkpoint, such as `config.json`.

@@ -303,6 +303,16 @@ pub enum Error {
         /// How many there are.
         parts: usize,
     },
+    /// A row was asked for that a table does not have.
+    #[error("tensor {tensor} has {rows} rows; row {row} was asked for")]
+    RowOutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// The row asked for.
+        row: i64,
+        /// How many there are.
+        rows: i64,
+    },
     /// The requested dtype does not work on the device.
     #[error("dtype {dtype} cannot be computed on {device}: {problem}")]
     DtypeOnDevice {

@@ -5,4 +5,5 @@
 mod bin_files;
 mod harness;
 mod index_files;
+mod placing;
 mod safetensors_files;
