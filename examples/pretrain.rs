@@ -24,7 +24,7 @@ use tokenizers::{
 use transformer_utils::{
     lowmem,
     models::{Config, Input, Model, NoObserver},
-    tch::{Device, Kind, Reduction, Tensor, no_grad},
+    tch::{Kind, Reduction, Tensor, no_grad},
 };
 
 /// Train a small model from text.
