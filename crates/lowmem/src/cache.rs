@@ -6,7 +6,7 @@
 //! was indexed and not needed, so that the checkpoint opens offline too.
 
 use std::{
-    fs, io,
+    fs,
     path::{Component, Path, PathBuf},
 };
 
@@ -103,7 +103,7 @@ pub(crate) fn create_folder(path: &Path) -> Result<()> {
 /// Makes `link` mean `target`, which lies `../../blobs` from it; a copy where links are not possible.
 #[cfg(feature = "hub")]
 pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {
-    let made = || -> io::Result<()> {
+    let made = || -> std::io::Result<()> {
         // A link that points at nothing is what an interrupted cleaning leaves.
         let _ = fs::remove_file(link);
         #[cfg(unix)]
