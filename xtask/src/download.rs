@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{Read, Seek, SeekFrom, Write},
+    io::{ErrorKind, Read, Seek, SeekFrom, Write},
     path::Path,
     thread,
     time::Duration,
@@ -152,16 +152,26 @@ impl State {
         }
     }
 
-    /// Errors before an answer. With nothing received yet, an unknown or refusing host stays so: a closed network
-    /// should not cost a minute.
+    /// Errors before an answer. With nothing received yet, a host that is unknown, refuses or cannot be reached will
+    /// stay so: a closed network should not cost a minute.
     fn transport(&self, error: Error) -> Ended {
-        let hopeless = match &error {
-            Error::HostNotFound | Error::BadUri(_) | Error::InvalidProxyUrl | Error::Tls(_) => true,
-            Error::Io(error) => error.kind() == std::io::ErrorKind::ConnectionRefused,
+        let passing = match &error {
+            Error::Timeout(_) | Error::Protocol(_) => true,
+            // An unknown host has no kind of its own here.
+            Error::Io(error) => matches!(
+                error.kind(),
+                ErrorKind::ConnectionReset
+                    | ErrorKind::ConnectionAborted
+                    | ErrorKind::BrokenPipe
+                    | ErrorKind::UnexpectedEof
+                    | ErrorKind::TimedOut
+                    | ErrorKind::WouldBlock
+                    | ErrorKind::Interrupted
+            ),
             _ => false,
         };
         let error = anyhow!(error);
-        if hopeless && self.have == 0 { Ended::Refused(error) } else { Ended::Cut(error) }
+        if passing || self.have > 0 { Ended::Cut(error) } else { Ended::Refused(error) }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Set-up for the workspace: one libtorch of the right version, found or installed, and the commands that need it.
 //!
 //! `cargo xtask` is the only place that knows how to get libtorch. The order is: what the user's environment names, the
-//! `.libtorch` link of the workspace, the per-user cache, then the [routes](routes) of an installation, the official
+//! `.libtorch` link of the workspace, the per-user cache, then the [`routes`] of an installation, the official
 //! archive before the Python package. [`libtorch::provide`] is that order; everything else here serves it:
 //!
 //! | module | owns |

@@ -113,7 +113,6 @@ impl Route for Archive {
         result?;
         let mut zip = unpack::open(&file)?;
         let bar = byte_bar("unpacking");
-        bar.set_length(zip.decompressed_size().and_then(|size| size.try_into().ok()).unwrap_or(0));
         let result = unpack::extract(&mut zip, to, &bar, unpack::archive_place);
         bar.finish_and_clear();
         result
@@ -143,9 +142,12 @@ impl Wheel {
     /// The platform tags under which the wheels for this platform are published, for pips whose interpreter has none.
     fn tags(&self) -> Vec<String> {
         match (self.platform.os.as_str(), self.platform.arch.as_str()) {
-            ("linux", arch) => ["manylinux_2_28", "manylinux_2_27", "manylinux_2_17", "manylinux2014"]
-                .map(|tag| format!("{tag}_{arch}"))
-                .to_vec(),
+            // Asked for by name, a tag does not include the older ones.
+            ("linux", arch) => (17..=28)
+                .rev()
+                .map(|minor| format!("manylinux_2_{minor}_{arch}"))
+                .chain([format!("manylinux2014_{arch}")])
+                .collect(),
             ("macos", "aarch64") => (11..=15).map(|major| format!("macosx_{major}_0_arm64")).collect(),
             _ => Vec::new(),
         }
@@ -165,12 +167,15 @@ impl Route for Wheel {
         let torch = [format!("torch=={REQUIRED}")];
         if let Err(error) = pip.download(&torch, &wheels, &tags) {
             // No wheel for this interpreter: too new, too old, an unusual build. The libraries are the same in all.
-            if !error.to_string().contains("No matching distribution") || self.tags().is_empty() {
+            let absent = |error: &anyhow::Error| error.to_string().contains("No matching distribution");
+            if !absent(&error) || self.tags().is_empty() {
                 return Err(error);
             }
             tags = self.tags();
-            pip.download(&torch, &wheels, &tags)
-                .map_err(|second| second.context(format!("{error:#}; then, asked for the wheel of Python 3.11")))?;
+            pip.download(&torch, &wheels, &tags).map_err(|second| {
+                let second = if absent(&second) { "no such wheel".into() } else { format!("{second:#}") };
+                error.context(format!("for Python 3.11: {second}; for the Python that runs pip"))
+            })?;
         }
         let is_torch = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("torch-"));
         let wheel = zips(&wheels)?.into_iter().find(|path| is_torch(path)).context("pip brought no torch wheel")?;

@@ -15,8 +15,8 @@ use crate::{
     link::Pointed,
 };
 
-/// What the demonstration looks at when no sentence is given.
-pub const SENTENCE: &str = "The old sailor looked out over the water and said that the storm would come before";
+/// What the demonstration looks at when no sentence is given: a verse that the bundled models were not trained on.
+pub const SENTENCE: &str = "If we say that we have no sin, we deceive ourselves, and the truth is not in us.";
 
 /// Where it draws, in the workspace.
 pub const PICTURE: &str = "lens.png";
@@ -120,7 +120,7 @@ pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
 /// If it fails.
 pub fn demo(environment: &Environment, sentence: Option<&OsStr>, arguments: &[OsString]) -> Result<()> {
     let mut command = cargo(environment);
-    command.args(["run", "--release", "--example", "logit_lens", "--", "--out", PICTURE]).args(arguments);
+    command.args(["run", "--release", "--example", "logit_lens", "--", "--measure", "probs", "--out", PICTURE]).args(arguments);
     command.arg(sentence.unwrap_or(OsStr::new(SENTENCE)));
     run(&mut command)?;
     let picture = environment.workspace.join(PICTURE);

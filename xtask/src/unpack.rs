@@ -42,13 +42,19 @@ pub fn text(zip: &mut Zip, name: &str) -> Result<Option<String>> {
     Ok(Some(text))
 }
 
-/// Writes the members for which `place` names a path, below `to`; `bar` counts the bytes.
+/// Writes the members for which `place` names a path, below `to`; `bar` counts their bytes.
 ///
 /// Each member's checksum is compared on the way. A member whose own name or whose place leads out of `to` is an error.
 ///
 /// # Errors
 /// If a member is damaged, misplaced, or cannot be written.
 pub fn extract(zip: &mut Zip, to: &Path, bar: &ProgressBar, place: impl Fn(&Path) -> Option<PathBuf>) -> Result<()> {
+    for index in 0..zip.len() {
+        let member = zip.by_index_raw(index).context("reading the archive")?;
+        if member.enclosed_name().is_some_and(|name| place(&name).is_some()) {
+            bar.inc_length(member.size());
+        }
+    }
     for index in 0..zip.len() {
         let mut member = zip.by_index(index).context("reading the archive")?;
         if member.is_dir() {

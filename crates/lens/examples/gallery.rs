@@ -119,7 +119,7 @@ fn write(folder: &Path, name: &str, table: &Table) -> Result<(), Box<dyn Error>>
 }
 
 const ENGLISH: &str = "Sometimes|,| when| people| say| plasma|,| they| mean| a| state| of| matter|.| Other| times|,| understandably|,| they| mean| blood";
-const SCRIPTS: &str = " the|naïve|Ελληνικά|Москва|ქართული|Հայերեն|العربية|עברית|हिन्दी|বাংলা|ਪੰਜਾਬੀ|ગુજરાતી|தமிழ்|తెలుగు|ಕನ್ನಡ|മലയാളം|සිංහල|ไทย|ລາວ|ខ្មែរ|မြန်မာ|አማርኛ|漢字|カタカナ|한국어|∑∫√|→⇒■";
+const SCRIPTS: &str = " the|naïve| हिन्दी| ไทย| Ελληνικά|Москва|ქართული|Հայերեն|العربية|עברית|हिन्दी|বাংলা|ਪੰਜਾਬੀ|ગુજરાતી|தமிழ்|తెలుగు|ಕನ್ನಡ|മലയാളം|සිංහල|ไทย|ລາວ|ខ្មែរ|မြန်မာ|አማርኛ|漢字|カタカナ|한국어|∑∫√|→⇒■";
 
 fn pieces(text: &str) -> Vec<String> {
     text.split('|').map(ToOwned::to_owned).collect()

@@ -33,6 +33,7 @@ impl Rgb {
     }
 
     /// `#rrggbb`.
+    #[cfg(feature = "plot")]
     pub(crate) fn hex(self) -> String {
         format!("#{:02x}{:02x}{:02x}", self.0, self.1, self.2)
     }

@@ -14,7 +14,7 @@ use crate::fonts;
 use crate::measure::Measure;
 use crate::table::TableError;
 use crate::token_text::display_token;
-use crate::view::View;
+use crate::view::{View, evenly};
 
 use canvas::Canvas;
 use panel::Panel;
@@ -115,7 +115,7 @@ pub fn svg<'a>(view: impl Into<View<'a>>, measures: &[Measure], style: &Style) -
         return Err(PictureError::NoMeasure);
     }
     let panels = measures.iter().map(|measure| Panel::new(view, measure, style)).collect::<Result<Vec<_>, _>>()?;
-    let pages = pages(view.table().positions.len(), style.max_columns);
+    let pages = evenly(view.table().positions.len(), style.max_columns);
     let count = pages.len();
     pages.into_iter().enumerate().map(|(index, columns)| page(view, &panels, style, columns, (index, count))).collect()
 }
@@ -127,12 +127,6 @@ pub fn svg<'a>(view: impl Into<View<'a>>, measures: &[Measure], style: &Style) -
 /// As [`svg`], and [`PictureError::TooLarge`].
 pub fn png<'a>(view: impl Into<View<'a>>, measures: &[Measure], style: &Style) -> Result<Vec<Vec<u8>>, PictureError> {
     svg(view, measures, style)?.iter().map(|page| raster::png(page, style.pixel_ratio)).collect()
-}
-
-/// Splits the columns into pages of nearly the same width.
-fn pages(columns: usize, most: usize) -> Vec<Range<usize>> {
-    let count = columns.div_ceil(most.max(1)).max(1);
-    (0..count).map(|page| page * columns / count..(page + 1) * columns / count).collect()
 }
 
 const MARGIN: f64 = 20.0;
@@ -190,7 +184,7 @@ fn page(
     canvas.finish(&description)
 }
 
-/// A cell's width that suits nine tokens in ten; the others shrink.
+/// A cell's width that suits nineteen tokens in twenty; the others shrink.
 fn cell_width(view: View<'_>, style: &Style) -> f64 {
     if let Some(width) = style.cell_width {
         return f64::from(width.max(8));
@@ -200,7 +194,7 @@ fn cell_width(view: View<'_>, style: &Style) -> f64 {
     let edges = view.table().inputs().into_iter().map(|token| display_token(&token.text));
     let mut widths: Vec<f64> = cells.chain(edges).map(|text| fonts::width(&text, panel::CELL_SIZES[0])).collect();
     widths.sort_by(f64::total_cmp);
-    let most = widths.get(widths.len() * 9 / 10).or(widths.last()).copied().unwrap_or_default();
+    let most = widths.get(widths.len() * 19 / 20).or(widths.last()).copied().unwrap_or_default();
     (most + 2.0 * panel::PADDING + 1.0).clamp(40.0, 104.0).round()
 }
 

@@ -1,14 +1,14 @@
 //! The heatmap on a terminal.
 
 use unicode_segmentation::UnicodeSegmentation;
-use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+use unicode_width::UnicodeWidthStr;
 
 use crate::color::{ColorDepth, Rgb};
 use crate::measure::Measure;
 use crate::scale::Scale;
 use crate::table::TableError;
-use crate::token_text::display_token;
-use crate::view::View;
+use crate::token_text::{display_token, right_to_left};
+use crate::view::{View, evenly};
 
 /// How to draw on a terminal.
 #[derive(Clone, Debug)]
@@ -60,13 +60,13 @@ pub fn render<'a>(view: impl Into<View<'a>>, measure: &Measure, style: &Terminal
         .min((style.width / 3).max(8));
     let token_width = token_width(&view, columns);
     let values = style.color == ColorDepth::None;
-    let cell_width = token_width + 2 + if values { VALUE_WIDTH + 1 } else { 0 };
+    let cell_width = token_width + 1 + if values { VALUE_WIDTH + 2 } else { 0 };
     let block = (style.width.saturating_sub(label_width + 1) / cell_width).max(1);
     let painter = Painter { view, measure, style, scale, label_width, token_width, values };
 
     let mut text = painter.title();
-    for start in (0..columns).step_by(block) {
-        painter.block(&mut text, start..(start + block).min(columns));
+    for part in evenly(columns, block) {
+        painter.block(&mut text, part);
         text.push('\n');
     }
     if columns == 0 || view.table().rows.is_empty() {
@@ -175,9 +175,8 @@ impl Painter<'_> {
     fn edge(&self, text: &mut String, token: &str) {
         text.push(' ');
         text.push_str(token);
-        text.push(' ');
         if self.values {
-            text.extend(std::iter::repeat_n(' ', VALUE_WIDTH + 1));
+            text.extend(std::iter::repeat_n(' ', VALUE_WIDTH + 2));
         }
     }
 
@@ -188,10 +187,9 @@ impl Painter<'_> {
         if self.view.changed(row, column) {
             shown.insert_str(0, CHANGED);
         }
-        let mut cell = format!(" {} ", fit(&shown, self.token_width));
+        let mut cell = format!(" {}", fit(&shown, self.token_width));
         if self.values {
-            cell.push_str(&fit_right(&self.view.short(self.measure, value), VALUE_WIDTH));
-            cell.push(' ');
+            cell.push_str(&format!(" {} ", fit_right(&self.view.short(self.measure, value), VALUE_WIDTH)));
         }
         text.push_str(&self.paint(&cell, self.scale.color(value)));
     }
@@ -296,13 +294,6 @@ fn cut(text: &str, width: usize) -> String {
         kept.push('…');
     }
     kept
-}
-
-/// Hebrew, Arabic and their neighbours.
-fn right_to_left(character: char) -> bool {
-    matches!(character, '\u{590}'..='\u{8ff}' | '\u{fb1d}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}'
-        | '\u{10800}'..='\u{10fff}' | '\u{1e800}'..='\u{1efff}')
-        && character.width() != Some(0)
 }
 
 #[cfg(test)]

@@ -131,6 +131,13 @@ fn disturbs(character: char) -> bool {
         || u32::from(character) & 0xFFFE == 0xFFFE
 }
 
+/// Whether a character runs from right to left: Hebrew, Arabic and their neighbours.
+pub(crate) fn right_to_left(character: char) -> bool {
+    matches!(character, '\u{590}'..='\u{8ff}' | '\u{fb1d}'..='\u{fdff}' | '\u{fe70}'..='\u{fefc}'
+        | '\u{10800}'..='\u{10fff}' | '\u{1e800}'..='\u{1efff}')
+        && character.width() != Some(0)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -1,5 +1,7 @@
 //! What a renderer draws: a table, or the comparison of two.
 
+use std::ops::Range;
+
 use crate::compare::Comparison;
 use crate::measure::Measure;
 use crate::scale::Scale;
@@ -90,5 +92,26 @@ impl<'a> View<'a> {
             None if self.comparison.is_some() => display_label(&self.table.model),
             None => display_label(&format!("{} ({})", self.table.model, self.table.dtype)),
         }
+    }
+}
+
+/// Splits columns into parts of nearly the same width, none wider than `most`; one empty part if there are none.
+pub(crate) fn evenly(columns: usize, most: usize) -> Vec<Range<usize>> {
+    let count = columns.div_ceil(most.max(1)).max(1);
+    (0..count).map(|part| part * columns / count..(part + 1) * columns / count).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_even() {
+        let ends = |columns, most| evenly(columns, most).iter().map(|part| part.end).collect::<Vec<_>>();
+        assert_eq!(ends(300, 64), [60, 120, 180, 240, 300]);
+        assert_eq!(ends(65, 64), [32, 65]);
+        assert_eq!(ends(1, 64), [1]);
+        assert_eq!(ends(0, 64), [0]);
+        assert_eq!(ends(3, 0), [1, 2, 3]);
     }
 }

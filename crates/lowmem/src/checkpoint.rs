@@ -2,25 +2,49 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fmt, fs,
+    io::Read,
     path::{Component, Path, PathBuf},
+    sync::Arc,
 };
 
-use crate::{Error, Index, Result, safetensors_file};
+use crate::{
+    Error, Index, Result, bin_file,
+    files::Fetch,
+    index::{TensorInfo, WeightFile},
+    safetensors_file,
+};
 
-const SINGLE: &str = "model.safetensors";
-const SHARDED: &str = "model.safetensors.index.json";
+/// What a folder's weights may be called, best first.
+pub(crate) const WEIGHTS: [&str; 4] =
+    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
 
 /// A checkpoint that has been found and indexed; no weight has been read.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Checkpoint {
     path: PathBuf,
     folder: PathBuf,
     index: Index,
+    fetch: Option<Arc<dyn Fetch>>,
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("Checkpoint")
+            .field("path", &self.path)
+            .field("folder", &self.folder)
+            .field("index", &self.index)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Checkpoint {
     /// Opens a folder with a checkpoint, a single weight file, or an index file of shards.
+    ///
+    /// In a folder `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin` and
+    /// `pytorch_model.bin.index.json` are looked for, in this order. What a file is, safetensors or PyTorch's `.bin` of
+    /// either age, is seen from its content.
     ///
     /// # Errors
     ///
@@ -33,12 +57,12 @@ impl Checkpoint {
         let index = if weights.extension().is_some_and(|extension| extension == "json") {
             read_shards(&weights)?
         } else {
-            let (file, tensors) = safetensors_file::read_header(&weights)?;
+            let (file, tensors) = read_file(&weights)?;
             let mut index = Index::default();
             index.add(file, tensors)?;
             index
         };
-        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index })
+        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None })
     }
 
     /// The path it was opened by.
@@ -54,6 +78,11 @@ impl Checkpoint {
     /// Where every tensor lies.
     pub fn index(&self) -> &Index {
         &self.index
+    }
+
+    /// How to bring weight files that are not on this machine yet.
+    pub(crate) fn fetch(&self) -> Option<Arc<dyn Fetch>> {
+        self.fetch.clone()
     }
 
     /// The text of a file of the checkpoint, such as `config.json`.
@@ -73,9 +102,24 @@ impl Checkpoint {
 }
 
 fn find_weights(folder: &Path) -> Result<PathBuf> {
-    let looked_for = vec![SINGLE, SHARDED];
-    let found = looked_for.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for })
+    let found = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
+    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for: WEIGHTS.to_vec() })
+}
+
+/// Indexes one weight file of any kind.
+fn read_file(path: &Path) -> Result<(WeightFile, Vec<TensorInfo>)> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut magic = Vec::new();
+    fs::File::open(path).and_then(|file| file.take(8).read_to_end(&mut magic)).map_err(io)?;
+    // A pickle begins with 0x80 and its protocol. So may the length of a safetensors header, but not one of that size.
+    let pickle = matches!(magic[..], [0x80, 0..=5, ..])
+        && <[u8; 8]>::try_from(&magic[..])
+            .is_ok_and(|length| u64::from_le_bytes(length) > safetensors_file::HEADER_LIMIT);
+    if pickle || magic.starts_with(&bin_file::ZIP_MAGIC) {
+        bin_file::read_index(path, &magic)
+    } else {
+        safetensors_file::read_header(path)
+    }
 }
 
 #[derive(serde::Deserialize)]
@@ -103,7 +147,7 @@ fn read_shards(path: &Path) -> Result<Index> {
         if !shard.is_file() {
             return Err(Error::ShardMissing { index: path.to_owned(), tensor: tensor.to_owned(), shard });
         }
-        let (file, tensors) = safetensors_file::read_header(&shard)?;
+        let (file, tensors) = read_file(&shard)?;
         index.add(file, tensors)?;
     }
     for (tensor, shard) in weight_map {

@@ -183,6 +183,48 @@ pub enum Error {
         /// The shard.
         shard: PathBuf,
     },
+    /// A pickle asks for a name that is not on the allow-list. Nothing was run.
+    #[error(
+        "{file}: the pickle asks for {global}, which is not on the allow-list of names that only describe tensors; nothing was run"
+    )]
+    PickleGlobal {
+        /// The weight file.
+        file: PathBuf,
+        /// The name, such as `os.system`.
+        global: String,
+    },
+    /// A pickle is damaged, or does what no checkpoint needs.
+    #[error("{file}: the pickle cannot be read: {problem} (byte {position} of the pickle)")]
+    Pickle {
+        /// The weight file.
+        file: PathBuf,
+        /// Bytes of the pickle that had been read.
+        position: u64,
+        /// What is wrong.
+        problem: String,
+    },
+    /// What is around the pickle of a `.bin` file is damaged.
+    #[error("{file}: {problem}")]
+    Archive {
+        /// The weight file.
+        file: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A `.bin` file was written on a big-endian machine.
+    #[error("{file}: its numbers are big-endian, which is not supported; save it again on a little-endian machine")]
+    BigEndian {
+        /// The weight file.
+        file: PathBuf,
+    },
+    /// A `.bin` file holds no state dict.
+    #[error(
+        "{file}: holds no tensors by name; a state dict is expected, alone or under state_dict, model_state_dict, model or module"
+    )]
+    NoTensors {
+        /// The weight file.
+        file: PathBuf,
+    },
     /// A tensor the model needs is not in the checkpoint.
     #[error("{checkpoint}: tensor {tensor} {shape:?} is missing{}", did_you_mean(.nearest))]
     MissingTensor {
@@ -260,6 +302,16 @@ pub enum Error {
         part: usize,
         /// How many there are.
         parts: usize,
+    },
+    /// A row was asked for that a table does not have.
+    #[error("tensor {tensor} has {rows} rows; row {row} was asked for")]
+    RowOutOfRange {
+        /// The tensor.
+        tensor: String,
+        /// The row asked for.
+        row: i64,
+        /// How many there are.
+        rows: i64,
     },
     /// The requested dtype does not work on the device.
     #[error("dtype {dtype} cannot be computed on {device}: {problem}")]

@@ -51,6 +51,11 @@ impl TensorInfo {
         (last as u64 + 1) * self.dtype.bytes()
     }
 
+    /// Whether its elements can be used where they lie.
+    pub(crate) fn is_aligned(&self) -> bool {
+        self.offset.is_multiple_of(self.dtype.bytes())
+    }
+
     /// Whether two names mean the same bytes on disk, as tied weights in `.bin` files do.
     pub fn same_storage(&self, other: &Self) -> bool {
         self.file == other.file

@@ -22,13 +22,20 @@
 //! # }
 //! ```
 
+mod bin_file;
 mod checkpoint;
+mod choose;
 mod dtype;
 mod error;
+mod files;
 mod index;
+mod memory;
 mod options;
 mod parts;
+mod pickle;
 mod place;
+mod prefetch;
+mod read;
 mod report;
 mod safetensors_file;
 
@@ -36,6 +43,7 @@ pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Result, first_line, nearest};
 pub use index::{Index, TensorInfo, WeightFile};
+pub use memory::available_memory;
 pub use options::{DtypeChoice, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, TensorRequest};
 pub use report::{LoadReport, NoProgress, Progress};

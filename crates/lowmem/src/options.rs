@@ -9,7 +9,8 @@ use crate::{Dtype, NoProgress, Progress};
 /// Where the weights live while a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
-    /// Mapped where the dtype on disk is the dtype of the run on a CPU, resident otherwise.
+    /// Mapped where the dtype on disk is the dtype of the run on a CPU, resident otherwise; streamed where the weights
+    /// exceed the available memory. [`LoadReport::reason`](crate::LoadReport::reason) says why.
     #[default]
     Auto,
     /// Views of a private mapping of the file. Nothing is copied; the system reads pages when they are touched.
@@ -88,8 +89,11 @@ pub struct LoadOptions {
     pub dtype: DtypeChoice,
     /// Where the weights live.
     pub residency: Residency,
-    /// Bytes of the one buffer through which converted or moved tensors pass.
+    /// Most bytes of the buffers, taken together, through which converted or moved tensors pass.
     pub staging_bytes: u64,
+    /// Most bytes of weights that [`Residency::Streamed`] holds at once: of the part in use and the one prefetched. A
+    /// part that does not fit beside the other is placed when it is asked for. `None`: half of the available memory.
+    pub budget_bytes: Option<u64>,
     /// Told as tensors are placed.
     pub progress: Arc<dyn Progress>,
 }
@@ -101,6 +105,7 @@ impl Default for LoadOptions {
             dtype: DtypeChoice::Auto,
             residency: Residency::Auto,
             staging_bytes: 256 << 20,
+            budget_bytes: None,
             progress: Arc::new(NoProgress),
         }
     }
@@ -114,6 +119,7 @@ impl fmt::Debug for LoadOptions {
             .field("dtype", &self.dtype)
             .field("residency", &self.residency)
             .field("staging_bytes", &self.staging_bytes)
+            .field("budget_bytes", &self.budget_bytes)
             .finish_non_exhaustive()
     }
 }

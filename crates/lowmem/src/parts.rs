@@ -1,18 +1,22 @@
 //! A checkpoint as an ordered list of parts, each placed when it is asked for.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
     time::Instant,
 };
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Checkpoint, Dtype, Error, LoadOptions, LoadReport, Residency, Result, TensorInfo, nearest,
-    place::{Mappings, place_error},
+    Checkpoint, Dtype, Error, LoadOptions, LoadReport, Residency, Result, TensorInfo, available_memory,
+    choose::Situation,
+    files::Files,
+    nearest,
+    place::{Placed, Placer, place_error},
+    prefetch::Prefetcher,
+    read::read_rows,
 };
 
 /// One tensor that a part needs, by its name in the checkpoint and the shape it must have.
@@ -44,23 +48,25 @@ pub struct PartRequest {
 ///
 /// `Parts` is [`Send`] and [`Sync`]; threads that ask at the same time wait for each other.
 pub struct Parts {
+    // Dropped first: its thread works on what is shared.
+    prefetcher: Mutex<Option<Prefetcher>>,
     shared: Arc<Shared>,
-    prefetched: Mutex<Option<Prefetch>>,
 }
 
-struct Prefetch {
-    part: usize,
-    worker: JoinHandle<Result<Vec<Tensor>>>,
-}
-
-struct Shared {
+/// What the prefetching thread needs too.
+pub(crate) struct Shared {
     labels: Vec<String>,
     parts: Vec<Vec<Source>>,
-    mappings: Option<Mappings>,
+    /// None for tensors that never were in a file.
+    files: Option<Files>,
     options: LoadOptions,
+    /// Bytes that streamed parts may hold at once.
+    budget: u64,
     residency: Residency,
     dtype: Dtype,
     state: Mutex<State>,
+    /// Held while tensors are placed, so that threads that ask for the same part do not place it twice.
+    placing: Mutex<()>,
 }
 
 /// Where a tensor comes from. Tensors that share storage share a key.
@@ -112,29 +118,21 @@ impl Parts {
         let on_disk = on_disk.map_or(Dtype::F32, |info| info.dtype);
         let dtype = options.dtype.resolve(on_disk, options.device);
         check_dtype(dtype, options.device)?;
-        let mappable = options.device == Device::Cpu && keys.iter().all(|info| info.dtype == dtype);
-        let residency = match options.residency {
-            Residency::Auto if mappable => Residency::Mapped,
-            Residency::Auto => Residency::Resident,
-            Residency::Mapped if !mappable => {
-                let other = keys.iter().find(|info| info.dtype != dtype);
-                return Err(Error::Residency {
-                    residency: "mapped",
-                    problem: match other {
-                        Some(info) if options.device == Device::Cpu => format!(
-                            "tensor {} is {} on disk and the run computes in {dtype}; use --residency resident, or --dtype {}",
-                            info.name, info.dtype, info.dtype
-                        ),
-                        _ => format!("{:?} cannot read a mapped file; use --residency resident", options.device),
-                    },
-                });
-            }
-            chosen => chosen,
+        let available = available_memory();
+        let situation = Situation {
+            tensors: &keys,
+            dtype,
+            device: options.device,
+            staging_bytes: options.staging_bytes,
+            available,
         };
+        let (residency, reason) = situation.choose(options.residency)?;
+        let budget = options.budget_bytes.or(available.map(|available| available / 2)).unwrap_or(u64::MAX);
         let report = LoadReport {
             files: index.files.len(),
             tensors: keys.len(),
             residency,
+            reason,
             dtype,
             tensors_placed: 0,
             bytes_read: 0,
@@ -147,13 +145,15 @@ impl Parts {
         let shared = Shared {
             labels,
             parts: sources,
-            mappings: Some(Mappings::new(index)),
+            files: Some(Files::new(index, checkpoint.fetch())),
             options: options.clone(),
+            budget,
             residency,
             dtype,
             state: Mutex::new(State { kept: HashMap::new(), report }),
+            placing: Mutex::new(()),
         };
-        Ok(Self { shared: Arc::new(shared), prefetched: Mutex::new(None) })
+        Ok(Self { prefetcher: Mutex::new(None), shared: Arc::new(shared) })
     }
 
     /// Parts over tensors that are in memory already: for models that are made, not loaded. All must have one dtype and
@@ -198,6 +198,7 @@ impl Parts {
             files: 0,
             tensors: names.len(),
             residency: Residency::Resident,
+            reason: "the tensors are in memory already".into(),
             dtype,
             tensors_placed: names.len(),
             bytes_read: 0,
@@ -210,13 +211,15 @@ impl Parts {
         let shared = Shared {
             labels,
             parts: sources,
-            mappings: None,
+            files: None,
             options: LoadOptions { device, ..LoadOptions::default() },
+            budget: u64::MAX,
             residency: Residency::Resident,
             dtype,
             state: Mutex::new(State { kept, report }),
+            placing: Mutex::new(()),
         };
-        Ok(Self { shared: Arc::new(shared), prefetched: Mutex::new(None) })
+        Ok(Self { prefetcher: Mutex::new(None), shared: Arc::new(shared) })
     }
 
     /// How many parts there are.
@@ -262,7 +265,7 @@ impl Parts {
     /// The tensors of `part` in the order in which they were requested, placing them if they are not.
     ///
     /// With [`Residency::Streamed`] the tensors live as long as the answer does, and `next`, the part that will be asked
-    /// for after this one, is placed on a background thread meanwhile.
+    /// for after this one, is placed on a background thread meanwhile, provided that both fit the budget.
     ///
     /// # Errors
     ///
@@ -271,20 +274,17 @@ impl Parts {
         if self.shared.residency != Residency::Streamed {
             return self.shared.place_part(part);
         }
-        let mut prefetched = lock(&self.prefetched);
-        let ready = match prefetched.take() {
-            Some(prefetch) if prefetch.part == part => prefetch.worker.join().ok(),
-            // A part nobody asked for after all: its memory must be free before more is taken.
-            Some(prefetch) => {
-                drop(prefetch.worker.join());
-                None
-            }
-            None => None,
+        let mut prefetcher = lock(&self.prefetcher);
+        // A part nobody asked for after all is dropped here: its memory must be free before more is taken.
+        let ready = prefetcher.as_mut().and_then(Prefetcher::take).filter(|(ready, _)| *ready == part);
+        let tensors = match ready {
+            Some((_, tensors)) => tensors?,
+            None => self.shared.place_part(part)?,
         };
-        let tensors = ready.unwrap_or_else(|| self.shared.place_part(part))?;
-        if let Some(next) = next.filter(|&next| next != part && next < self.len()) {
-            let shared = Arc::clone(&self.shared);
-            *prefetched = Some(Prefetch { part: next, worker: std::thread::spawn(move || shared.place_part(next)) });
+        if let Some(next) = next.filter(|&next| next != part && next < self.len())
+            && self.shared.placed_bytes(part).saturating_add(self.shared.placed_bytes(next)) <= self.shared.budget
+        {
+            prefetcher.get_or_insert_with(|| Prefetcher::new(Arc::clone(&self.shared))).begin(next);
         }
         Ok(tensors)
     }
@@ -301,24 +301,45 @@ impl Parts {
         let source = self.shared.source(part, tensor)?;
         let target = (self.shared.dtype, self.shared.options.device);
         let fail = |error| place_error(&source.info, target.0, target.1, error);
+        let chosen = check_rows(&source.info, indices)?;
         let placed = lock(&self.shared.state).kept.get(&source.key).map(Tensor::shallow_clone);
         if let Some(table) = placed {
             let indices = indices.f_to_device(target.1).map_err(fail)?;
             return Tensor::f_embedding(&table, &indices, -1, false, false).map_err(fail);
         }
         let start = Instant::now();
-        let table = self.shared.mapped(source)?;
-        let gather = || {
-            let indices = indices.f_to_device(Device::Cpu)?;
-            let rows = Tensor::f_embedding(&table, &indices, -1, false, false)?;
-            rows.f_to_device(target.1)?.f_to_kind(target.0.kind())
+        let info = &source.info;
+        let Some(files) = &self.shared.files else {
+            return Err(Error::NoSuchPart { part, parts: self.len() });
         };
-        let rows = gather().map_err(fail)?;
-        let row_bytes = source.info.bytes() / source.info.shape.first().map_or(1, |&rows| rows.max(1) as u64);
+        let (rows, read) = if info.strides.is_some() || self.shared.residency == Residency::Mapped && info.is_aligned()
+        {
+            let table = files.view(info)?;
+            let gather = || Tensor::f_embedding(&table, &indices.f_to_device(Device::Cpu)?, -1, false, false);
+            let rows = gather().map_err(fail)?;
+            let read = rows.numel() as u64 * info.dtype.bytes();
+            (rows, read)
+        } else {
+            self.read_rows(files, info, indices, &chosen)?
+        };
+        let rows = rows.f_to_device(target.1).and_then(|rows| rows.f_to_kind(target.0.kind())).map_err(fail)?;
         let mut state = lock(&self.shared.state);
-        state.report.bytes_read += row_bytes * indices.numel() as u64;
+        state.report.bytes_read += read;
         state.report.seconds += start.elapsed().as_secs_f64();
         Ok(rows)
+    }
+
+    /// The rows as they are on disk, read one by one: a mapping of a file larger than memory may be refused.
+    fn read_rows(&self, files: &Files, info: &TensorInfo, indices: &Tensor, chosen: &[u64]) -> Result<(Tensor, u64)> {
+        let fail = |error| place_error(info, info.dtype, Device::Cpu, error);
+        let (count, inner) = info.shape.split_first().map_or((1, &[][..]), |(&count, inner)| (count, inner));
+        let row_bytes = info.bytes() / count.max(1) as u64;
+        let bytes = row_bytes * chosen.len() as u64;
+        let file = files.open(info)?;
+        let buffer = read_rows(&file, info.offset, row_bytes, chosen)?.map_err(fail)?;
+        let shape = [&indices.size()[..], inner].concat();
+        let rows = buffer.bytes(0, bytes).and_then(|rows| rows.f_view_dtype(info.dtype.kind())?.f_view(&shape[..]));
+        Ok((rows.map_err(fail)?, bytes))
     }
 
     /// One tensor by its name in the checkpoint, placed and kept whatever the residency: training changes it in place.
@@ -338,7 +359,8 @@ impl Parts {
                 nearest,
             });
         };
-        let tensor = self.shared.place(source)?;
+        let mut tensors = self.shared.place(&[source])?;
+        let tensor = tensors.pop().ok_or(Error::NoSuchPart { part: 0, parts: self.len() })?;
         lock(&self.shared.state).kept.insert(source.key, tensor.shallow_clone());
         Ok(tensor)
     }
@@ -362,16 +384,17 @@ impl Parts {
         if self.shared.residency != Residency::Resident {
             return Ok(());
         }
-        let parts: Vec<usize> = parts.into_iter().collect();
-        let mut bytes = 0;
-        for &part in &parts {
-            bytes += self.shared.sources(part)?.iter().map(|source| source.info.bytes()).sum::<u64>();
+        let mut sources: Vec<&Source> = Vec::new();
+        for part in parts {
+            sources.extend(self.shared.sources(part)?);
         }
+        let mut seen = HashSet::new();
+        let kept: HashSet<usize> = lock(&self.shared.state).kept.keys().copied().collect();
+        let new = sources.iter().filter(|source| !kept.contains(&source.key) && seen.insert(source.key));
+        let bytes = new.map(|source| source.info.bytes()).sum();
         let progress = &self.shared.options.progress;
         progress.begin(bytes);
-        for part in parts {
-            self.shared.place_part(part)?;
-        }
+        self.shared.place(&sources)?;
         progress.end();
         Ok(())
     }
@@ -386,43 +409,82 @@ impl Shared {
         self.sources(part)?.get(tensor).ok_or(Error::NoSuchPart { part, parts: self.parts.len() })
     }
 
-    fn place_part(&self, part: usize) -> Result<Vec<Tensor>> {
-        self.sources(part)?.iter().map(|source| self.place(source)).collect()
+    pub(crate) fn place_part(&self, part: usize) -> Result<Vec<Tensor>> {
+        self.place(&self.sources(part)?.iter().collect::<Vec<_>>())
     }
 
-    fn mapped(&self, source: &Source) -> Result<Tensor> {
-        match &self.mappings {
-            Some(mappings) => mappings.view(&source.info),
-            None => Err(Error::NotFound { path: PathBuf::from("(in memory)") }),
-        }
+    /// Bytes that a part takes once placed.
+    fn placed_bytes(&self, part: usize) -> u64 {
+        let sources = self.parts.get(part).map(Vec::as_slice).unwrap_or_default();
+        sources.iter().map(|source| source.info.elements() * self.dtype.bytes()).sum()
     }
 
-    fn place(&self, source: &Source) -> Result<Tensor> {
-        if let Some(tensor) = lock(&self.state).kept.get(&source.key) {
-            return Ok(tensor.shallow_clone());
+    /// The tensors of these sources, placing those that are not.
+    fn place(&self, sources: &[&Source]) -> Result<Vec<Tensor>> {
+        let _placing = lock(&self.placing);
+        let mut tensors: HashMap<usize, Tensor> = HashMap::new();
+        let mut missing: Vec<&Source> = Vec::new();
+        {
+            let state = lock(&self.state);
+            for &source in sources {
+                if let Some(tensor) = state.kept.get(&source.key) {
+                    tensors.insert(source.key, tensor.shallow_clone());
+                } else if !missing.iter().any(|other| other.key == source.key) {
+                    missing.push(source);
+                }
+            }
         }
-        let start = Instant::now();
-        let view = self.mapped(source)?;
-        let device = self.options.device;
-        let (tensor, allocated) = if self.residency == Residency::Mapped {
-            (view, 0)
-        } else {
-            let copy = || view.f_to_device_(device, self.dtype.kind(), false, true);
-            let tensor = copy().map_err(|error| place_error(&source.info, self.dtype, device, error))?;
-            (tensor, source.info.elements() * self.dtype.bytes())
+        if let Some(files) = self.files.as_ref().filter(|_| !missing.is_empty()) {
+            let start = Instant::now();
+            let infos: Vec<&TensorInfo> = missing.iter().map(|source| &source.info).collect();
+            let placed = self.place_new(files, &infos)?;
+            let mut state = lock(&self.state);
+            state.report.tensors_placed += placed.tensors.len();
+            state.report.bytes_read += placed.read;
+            state.report.bytes_allocated += placed.allocated;
+            state.report.staging_peak = state.report.staging_peak.max(placed.staging);
+            state.report.seconds += start.elapsed().as_secs_f64();
+            for (source, tensor) in missing.iter().zip(placed.tensors) {
+                if self.residency != Residency::Streamed {
+                    state.kept.insert(source.key, tensor.shallow_clone());
+                }
+                tensors.insert(source.key, tensor);
+            }
+        }
+        let tensor = |source: &&Source| {
+            let tensor = tensors.get(&source.key).map(Tensor::shallow_clone);
+            tensor.ok_or_else(|| Error::NotFound { path: PathBuf::from(&source.info.name) })
         };
-        let mut state = lock(&self.state);
-        if self.residency != Residency::Streamed {
-            state.kept.insert(source.key, tensor.shallow_clone());
-        }
-        state.report.tensors_placed += 1;
-        state.report.bytes_read += source.info.bytes();
-        state.report.bytes_allocated += allocated;
-        state.report.seconds += start.elapsed().as_secs_f64();
-        drop(state);
-        self.options.progress.placed(&source.info.name, source.info.bytes());
-        Ok(tensor)
+        sources.iter().map(tensor).collect()
     }
+
+    fn place_new(&self, files: &Files, infos: &[&TensorInfo]) -> Result<Placed> {
+        let progress = &*self.options.progress;
+        if self.residency != Residency::Mapped {
+            let (device, staging_bytes) = (self.options.device, self.options.staging_bytes);
+            return Placer { files, dtype: self.dtype, device, staging_bytes, progress }.place(infos);
+        }
+        let mut placed = Placed::default();
+        for info in infos {
+            placed.tensors.push(files.view(info)?);
+            placed.read += info.bytes();
+            placed.allocated += if info.is_aligned() { 0 } else { info.bytes() };
+            progress.placed(&info.name, info.bytes());
+        }
+        Ok(placed)
+    }
+}
+
+/// The indices of rows, all of which the table has.
+fn check_rows(info: &TensorInfo, indices: &Tensor) -> Result<Vec<u64>> {
+    let flat = || Vec::<i64>::try_from(indices.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?.f_flatten(0, -1)?);
+    let chosen = flat().map_err(|error| place_error(info, Dtype::I64, Device::Cpu, error))?;
+    let rows = info.shape.first().copied().unwrap_or(0);
+    let row = |row: i64| {
+        let known = u64::try_from(row).ok().filter(|_| row < rows);
+        known.ok_or_else(|| Error::RowOutOfRange { tensor: info.name.clone(), row, rows })
+    };
+    chosen.into_iter().map(row).collect()
 }
 
 fn find<'a>(checkpoint: &'a Checkpoint, request: &TensorRequest) -> Result<&'a TensorInfo> {

@@ -1,79 +1,309 @@
-//! From a place on disk to a tensor.
+//! From places on disk to tensors with memory of their own.
+//!
+//! On a CPU and in the dtype of the file, bytes are read straight into the memory that the tensors keep. Otherwise they
+//! pass through a few equal buffers: while one is converted or sent to the device, the next is being read. Large tensors
+//! pass in pieces, so the buffers never exceed `staging_bytes` together, whatever a tensor's or a file's size.
 
-use std::{path::Path, sync::Mutex};
-
-use tch::{Device, Kind, Tensor};
-
-use crate::{
-    Dtype, Error, Result,
-    index::{Index, TensorInfo, WeightFile},
+use std::{
+    sync::{Arc, mpsc},
+    thread,
 };
 
-/// The files of a checkpoint, each mapped once, privately, when first needed.
-///
-/// The mapping is libtorch's own (`from_file`): every view keeps it alive, writing to a view copies the touched page and
-/// never reaches the file, and no code of this crate needs `unsafe` for it.
-pub(crate) struct Mappings {
-    files: Vec<WeightFile>,
-    mapped: Mutex<Vec<Option<Tensor>>>,
+use tch::{Device, TchError, Tensor};
+
+use crate::{
+    Dtype, Error, Progress, Result,
+    files::{Files, OpenFile, shape_view},
+    index::TensorInfo,
+    read::{ALIGNMENT, Buffer, prefer_huge_pages},
+};
+
+/// Tensors closer than this in the file, in bytes, are read together.
+const GAP: u64 = 64 << 10;
+/// Tensors are not joined into reads larger than this, in bytes.
+const JOIN_LIMIT: u64 = 64 << 20;
+/// Buffers of the staged way: one being read, one read ahead, one being used.
+const BUFFERS: u64 = 3;
+/// More than this much in one buffer gains nothing, in bytes.
+const CHUNK_LIMIT: u64 = 16 << 20;
+
+/// Places tensors in one dtype on one device.
+pub(crate) struct Placer<'a> {
+    pub(crate) files: &'a Files,
+    pub(crate) dtype: Dtype,
+    pub(crate) device: Device,
+    pub(crate) staging_bytes: u64,
+    pub(crate) progress: &'a dyn Progress,
 }
 
-impl Mappings {
-    pub(crate) fn new(index: &Index) -> Self {
-        Self { files: index.files.clone(), mapped: Mutex::new(index.files.iter().map(|_| None).collect()) }
+/// Tensors in the order they were asked for, and what that took, in bytes.
+#[derive(Default)]
+pub(crate) struct Placed {
+    pub(crate) tensors: Vec<Tensor>,
+    pub(crate) read: u64,
+    pub(crate) allocated: u64,
+    pub(crate) staging: u64,
+}
+
+/// Tensors that lie together in one file.
+struct Span<'a> {
+    begin: u64,
+    end: u64,
+    /// Whether every tensor in it begins at a multiple of its element size. One that does not has a span of its own.
+    aligned: bool,
+    file: Arc<OpenFile>,
+    /// Positions in the list of what is wanted.
+    tensors: Vec<(usize, &'a TensorInfo)>,
+}
+
+/// A piece of a span that fits one buffer.
+struct Chunk {
+    span: usize,
+    begin: u64,
+    end: u64,
+}
+
+impl Placer<'_> {
+    /// Places all of `wanted`.
+    pub(crate) fn place(&self, wanted: &[&TensorInfo]) -> Result<Placed> {
+        let in_place = self.device == Device::Cpu;
+        let mut slots: Vec<Option<Tensor>> = wanted.iter().map(|_| None).collect();
+        let mut placed = Placed::default();
+        let (mut direct, mut staged) = (Vec::new(), Vec::new());
+        for (slot, &info) in wanted.iter().enumerate() {
+            if in_place && info.dtype == self.dtype { direct.push((slot, info)) } else { staged.push((slot, info)) }
+        }
+        self.place_direct(&direct, &mut slots, &mut placed)?;
+        self.place_staged(&staged, &mut slots, &mut placed)?;
+        for (slot, info) in slots.into_iter().zip(wanted) {
+            // Only tensors without elements are in no span.
+            placed.tensors.push(match slot {
+                Some(tensor) => tensor,
+                None => self.empty(info)?,
+            });
+        }
+        Ok(placed)
     }
 
-    /// The whole file as bytes.
-    fn file(&self, info: &TensorInfo) -> Result<Tensor> {
-        let mut mapped = self.mapped.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(Some(bytes)) = mapped.get(info.file) {
-            return Ok(bytes.shallow_clone());
-        }
-        let Some(file) = self.files.get(info.file) else {
-            return Err(Error::NotFound { path: Path::new(&info.name).to_owned() });
-        };
-        let bytes = map(file, info)?;
-        let shared = bytes.shallow_clone();
-        if let Some(slot) = mapped.get_mut(info.file) {
-            *slot = Some(bytes);
-        }
-        Ok(shared)
+    fn error(&self, info: &TensorInfo) -> impl Fn(TchError) -> Error {
+        let (info, dtype, device) = (info.clone(), self.dtype, self.device);
+        move |source| place_error(&info, dtype, device, source)
     }
 
-    /// The tensor as a view of its file. Only a tensor that does not begin at a multiple of its element size is copied.
-    pub(crate) fn view(&self, info: &TensorInfo) -> Result<Tensor> {
-        let bytes = self.file(info)?;
-        let view = || {
-            let mut part = bytes.f_narrow(0, info.offset as i64, info.extent() as i64)?;
-            if info.offset % info.dtype.bytes() != 0 {
-                part = part.f_clone(&part.f_empty_like()?)?;
+    fn empty(&self, info: &TensorInfo) -> Result<Tensor> {
+        Tensor::f_empty(&info.shape[..], (self.dtype.kind(), self.device)).map_err(self.error(info))
+    }
+
+    fn done(&self, info: &TensorInfo, placed: &mut Placed) {
+        placed.read += info.bytes();
+        self.progress.placed(&info.name, info.bytes());
+    }
+
+    fn place_direct(
+        &self,
+        wanted: &[(usize, &TensorInfo)],
+        slots: &mut [Option<Tensor>],
+        placed: &mut Placed,
+    ) -> Result<()> {
+        for span in self.spans(wanted)? {
+            let Some((_, first)) = span.tensors.first() else { continue };
+            let length = span.end - span.begin;
+            let mut buffer = Buffer::new(length, Device::Cpu).map_err(self.error(first))?;
+            let lead = buffer.fill(&span.file, span.begin, length, span.aligned)?;
+            placed.allocated += buffer.allocated();
+            for &(slot, info) in &span.tensors {
+                let bytes = buffer.bytes(lead + info.offset - span.begin, info.extent());
+                let tensor = bytes.and_then(|bytes| shape_view(&bytes, info)).map_err(self.error(info))?;
+                fill_slot(slots, slot, tensor);
+                self.done(info, placed);
             }
-            let typed = part.f_view_dtype(info.dtype.kind())?;
-            match &info.strides {
-                None => typed.f_view(&info.shape[..]),
-                Some(strides) => typed.f_as_strided(&info.shape[..], &strides[..], None),
+        }
+        Ok(())
+    }
+
+    fn place_staged(
+        &self,
+        wanted: &[(usize, &TensorInfo)],
+        slots: &mut [Option<Tensor>],
+        placed: &mut Placed,
+    ) -> Result<()> {
+        let (strided, plain): (Vec<_>, Vec<_>) = wanted.iter().partition(|(_, info)| info.strides.is_some());
+        for (slot, info) in strided {
+            // Elements out of order cannot pass in pieces; only transposed or sliced tensors of a `.bin` are like this.
+            let file = self.files.open(info)?;
+            let mut buffer = Buffer::new(info.extent(), Device::Cpu).map_err(self.error(info))?;
+            let lead = buffer.fill(&file, info.offset, info.extent(), info.is_aligned())?;
+            placed.staging = placed.staging.max(buffer.allocated());
+            let copy = || {
+                let view = shape_view(&buffer.bytes(lead, info.extent())?, info)?;
+                view.f_to_device_(self.device, self.dtype.kind(), false, true)
+            };
+            fill_slot(slots, slot, copy().map_err(self.error(info))?);
+            placed.allocated += info.elements() * self.dtype.bytes();
+            self.done(info, placed);
+        }
+        let spans = self.spans(&plain)?;
+        let Some((_, first)) = spans.iter().flat_map(|span| &span.tensors).next() else { return Ok(()) };
+        let on_gpu = self.device.is_cuda();
+        // Casting on the host before a transfer needs one buffer more.
+        let buffers = if on_gpu { BUFFERS + 1 } else { BUFFERS };
+        let largest = (self.staging_bytes / buffers).saturating_sub(3 * ALIGNMENT).min(CHUNK_LIMIT);
+        let largest = (largest / ALIGNMENT * ALIGNMENT).max(ALIGNMENT);
+        let chunks = chunks(&spans, largest);
+        let capacity = chunks.iter().map(|chunk| chunk.end - chunk.begin).max().unwrap_or(0);
+        let (free, empty_buffers) = mpsc::channel();
+        for _ in 0..BUFFERS.min(chunks.len() as u64) {
+            let buffer = Buffer::new(capacity, self.device).map_err(self.error(first))?;
+            placed.staging += buffer.allocated();
+            // Cannot fail: both ends are here.
+            let _ = free.send(buffer);
+        }
+        let host_cast =
+            if on_gpu { Some(Buffer::new(capacity, self.device).map_err(self.error(first))?) } else { None };
+        placed.staging += host_cast.as_ref().map_or(0, Buffer::allocated);
+        thread::scope(|scope| {
+            let (read, filled) = mpsc::channel();
+            let (spans, chunks) = (&spans, &chunks);
+            scope.spawn(move || {
+                for chunk in chunks {
+                    let Some(span) = spans.get(chunk.span) else { return };
+                    // Either side ends when the other does.
+                    let Ok(mut buffer): Result<Buffer, _> = empty_buffers.recv() else { return };
+                    let lead = buffer.fill(&span.file, chunk.begin, chunk.end - chunk.begin, span.aligned);
+                    let failed = lead.is_err();
+                    if read.send(lead.map(|lead| (buffer, lead))).is_err() || failed {
+                        return;
+                    }
+                }
+            });
+            // Owned here, so that an early return ends the reader too.
+            let (free, filled) = (free, filled);
+            for chunk in chunks {
+                let Some(span) = spans.get(chunk.span) else { continue };
+                let Ok(answer) = filled.recv() else { break };
+                let (buffer, lead) = answer?;
+                for &(slot, info) in &span.tensors {
+                    self.use_chunk(chunk, info, &buffer, lead, host_cast.as_ref(), slot, slots, placed)?;
+                }
+                // A copy to the device reads the buffer until it has ended.
+                if let Device::Cuda(index) = self.device {
+                    tch::Cuda::synchronize(index as i64);
+                }
+                let _ = free.send(buffer);
             }
+            Ok(())
+        })
+    }
+
+    /// Copies what `chunk` holds of one tensor to its place.
+    #[allow(clippy::too_many_arguments)]
+    fn use_chunk(
+        &self,
+        chunk: &Chunk,
+        info: &TensorInfo,
+        buffer: &Buffer,
+        lead: u64,
+        host_cast: Option<&Buffer>,
+        slot: usize,
+        slots: &mut [Option<Tensor>],
+        placed: &mut Placed,
+    ) -> Result<()> {
+        let info_end = info.offset + info.bytes();
+        let (from, to) = (chunk.begin.max(info.offset), chunk.end.min(info_end));
+        let Some(target) = slots.get_mut(slot).filter(|_| from < to) else { return Ok(()) };
+        if target.is_none() {
+            let fresh = self.empty(info)?;
+            prefer_huge_pages(&fresh);
+            placed.allocated += info.elements() * self.dtype.bytes();
+            *target = Some(fresh);
+        }
+        let Some(target) = target else { return Ok(()) };
+        let width = info.dtype.bytes();
+        let (first, count) = (((from - info.offset) / width) as i64, ((to - from) / width) as i64);
+        let copy = || {
+            let source = buffer.bytes(lead + from - chunk.begin, to - from)?.f_view_dtype(info.dtype.kind())?;
+            let mut target = target.f_view([-1])?.f_narrow(0, first, count)?;
+            let source = match host_cast {
+                None => source,
+                // Whichever way fewer bytes cross to the device.
+                Some(narrow) if self.dtype.bytes() < width => {
+                    let bytes = count as u64 * self.dtype.bytes();
+                    let mut narrow = narrow.bytes(0, bytes)?.f_view_dtype(self.dtype.kind())?;
+                    narrow.f_copy_(&source)?;
+                    let sent = narrow.f_to_device_(self.device, self.dtype.kind(), true, true)?;
+                    if let Device::Cuda(index) = self.device {
+                        // The one narrow buffer is filled again for the next tensor.
+                        tch::Cuda::synchronize(index as i64);
+                    }
+                    sent
+                }
+                Some(_) => source.f_to_device_(self.device, info.dtype.kind(), true, true)?,
+            };
+            target.f_copy_(&source)
         };
-        view().map_err(|source| place_error(info, info.dtype, Device::Cpu, source))
+        copy().map_err(self.error(info))?;
+        if to == info_end {
+            self.done(info, placed);
+        }
+        Ok(())
+    }
+
+    fn spans<'a>(&self, wanted: &[(usize, &'a TensorInfo)]) -> Result<Vec<Span<'a>>> {
+        let mut ordered: Vec<_> = wanted.iter().copied().filter(|(_, info)| info.elements() > 0).collect();
+        ordered.sort_by_key(|(_, info)| (info.file, info.offset));
+        let mut spans: Vec<Span<'a>> = Vec::new();
+        for (slot, info) in ordered {
+            let end = info.offset + info.extent();
+            let joined = spans.last_mut().filter(|span| {
+                let same_file = span.tensors.first().is_some_and(|(_, first)| first.file == info.file);
+                same_file
+                    && span.aligned
+                    && info.is_aligned()
+                    && info.offset <= span.end + GAP
+                    && end.saturating_sub(span.begin) <= JOIN_LIMIT
+            });
+            match joined {
+                Some(span) => {
+                    span.end = span.end.max(end);
+                    span.tensors.push((slot, info));
+                }
+                None => spans.push(Span {
+                    begin: info.offset,
+                    end,
+                    aligned: info.is_aligned(),
+                    file: self.files.open(info)?,
+                    tensors: vec![(slot, info)],
+                }),
+            }
+        }
+        Ok(spans)
     }
 }
 
-fn map(file: &WeightFile, info: &TensorInfo) -> Result<Tensor> {
-    let io = |source| Error::Io { path: file.path.clone(), source };
-    let found = std::fs::metadata(&file.path).map_err(io)?.len();
-    if found < file.bytes {
-        // A page beyond the end would be a bus error when touched, long after this.
-        return Err(Error::Shrunk { file: file.path.clone(), expected: file.bytes, found });
+fn fill_slot(slots: &mut [Option<Tensor>], slot: usize, tensor: Tensor) {
+    if let Some(slot) = slots.get_mut(slot) {
+        *slot = Some(tensor);
     }
-    let Some(path) = file.path.to_str() else {
-        return Err(Error::PathNotUtf8 { path: file.path.clone() });
-    };
-    let bytes = Tensor::f_from_file(path, false, file.bytes as i64, (Kind::Uint8, Device::Cpu));
-    bytes.map_err(|source| place_error(info, info.dtype, Device::Cpu, source))
+}
+
+/// Cuts spans into pieces of at most `largest` bytes, a multiple of every element size. Where the tensors are aligned in
+/// the file the cuts are too, so that no element is cut and direct reads meet no block twice.
+fn chunks(spans: &[Span<'_>], largest: u64) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    for (number, span) in spans.iter().enumerate() {
+        let mut begin = span.begin;
+        while begin < span.end {
+            let cut = if span.aligned { (begin / largest + 1) * largest } else { begin + largest };
+            let end = cut.min(span.end);
+            chunks.push(Chunk { span: number, begin, end });
+            begin = end;
+        }
+    }
+    chunks
 }
 
 /// An error that names the tensor and what it was to become.
-pub(crate) fn place_error(info: &TensorInfo, dtype: Dtype, device: Device, source: tch::TchError) -> Error {
-    let bytes = info.elements() * dtype.bytes();
+pub(crate) fn place_error(info: &TensorInfo, dtype: Dtype, device: Device, source: TchError) -> Error {
+    let bytes = info.elements().saturating_mul(dtype.bytes());
     Error::Place { tensor: info.name.clone(), bytes, target: format!("{dtype} on {device:?}"), source }
 }

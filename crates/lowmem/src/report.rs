@@ -33,6 +33,8 @@ pub struct LoadReport {
     pub tensors: usize,
     /// Where the weights live.
     pub residency: Residency,
+    /// Why they live there, in words.
+    pub reason: String,
     /// The dtype the run computes in.
     pub dtype: Dtype,
     /// Tensors placed so far.
@@ -42,7 +44,7 @@ pub struct LoadReport {
     pub bytes_read: u64,
     /// Bytes allocated for weights so far (a mapping allocates none).
     pub bytes_allocated: u64,
-    /// The largest staging buffer so far, in bytes.
+    /// The most bytes that staging buffers have taken at once.
     pub staging_peak: u64,
     /// Seconds spent in placing, reading included.
     pub seconds: f64,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// The format's own limit on a header, in bytes.
-const HEADER_LIMIT: u64 = 100_000_000;
+pub(crate) const HEADER_LIMIT: u64 = 100_000_000;
 const LENGTH_BYTES: u64 = 8;
 
 #[derive(serde::Deserialize)]
@@ -220,12 +220,27 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()>
         &temporary,
     )
     .map_err(|error| write("(all)", error.to_string()))
-    .and_then(|()| std::fs::rename(&temporary, path).map_err(|source| Error::Io { path: path.to_owned(), source }));
+    .and_then(|()| {
+        let finish = readable(&temporary).and_then(|()| std::fs::rename(&temporary, path));
+        finish.map_err(|source| Error::Io { path: path.to_owned(), source })
+    });
     if written.is_err() {
         // Best effort: the error that matters is the one already at hand.
         let _ = std::fs::remove_file(&temporary);
     }
     written
+}
+
+/// Gives a file the mode that any new file has; the writer makes private ones.
+fn readable(path: &Path) -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
 }
 
 fn safetensors_dtype(kind: Kind) -> Option<safetensors::Dtype> {

@@ -111,6 +111,24 @@ pub enum Error {
         /// What the cache holds.
         found: String,
     },
+    /// An option of generation that makes no sense.
+    #[error("{setting} is {found}, expected {expected}")]
+    Setting {
+        /// The option.
+        setting: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        expected: &'static str,
+    },
+    /// The model gave logits that no token can be chosen by.
+    #[error("row {row}: the logits after position {position} are not finite; the weights may be damaged")]
+    LogitsNotFinite {
+        /// Row of the batch.
+        row: usize,
+        /// The position in the row, padding not counted.
+        position: usize,
+    },
     /// An observer's replacement does not fit the place.
     #[error(
         "the value put in at {site} has shape {found:?}, dtype {found_kind:?} and device {found_device:?}; \

@@ -18,8 +18,8 @@ pub(super) struct Canvas {
 
 enum Shape {
     Fill { corner: (f64, f64), size: (f64, f64), color: Rgb },
-    Frame { corner: (f64, f64), size: (f64, f64), color: Rgb },
-    Text { text: String, at: (f64, f64), size: f64, color: Rgb, anchor: HPos },
+    Frame { corner: (f64, f64), size: (f64, f64), color: Rgb, inset: f64 },
+    Text { text: String, families: &'static str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos },
 }
 
 impl Canvas {
@@ -42,9 +42,9 @@ impl Canvas {
         if self.dark { Rgb(0xff, 0xc8, 0x3d) } else { Rgb(0xb0, 0x6a, 0x00) }
     }
 
-    /// The colour of a cell without a value.
-    pub(super) fn missing(&self) -> Rgb {
-        if self.dark { Rgb(0x2c, 0x2f, 0x36) } else { Rgb(0xe8, 0xe8, 0xea) }
+    /// The colour of the outline of a cell without a value.
+    pub(super) fn outline(&self) -> Rgb {
+        if self.dark { Rgb(0x4a, 0x4d, 0x55) } else { Rgb(0xc4, 0xc5, 0xca) }
     }
 
     pub(super) fn background(&mut self) {
@@ -56,8 +56,9 @@ impl Canvas {
         self.shapes.push(Shape::Fill { corner, size, color });
     }
 
-    pub(super) fn frame(&mut self, corner: (f64, f64), size: (f64, f64), color: Rgb) {
-        self.shapes.push(Shape::Frame { corner, size, color });
+    /// A line, one pixel wide, so far inside an area.
+    pub(super) fn frame(&mut self, corner: (f64, f64), size: (f64, f64), color: Rgb, inset: f64) {
+        self.shapes.push(Shape::Frame { corner, size, color, inset });
     }
 
     /// Text that begins at a point.
@@ -76,7 +77,22 @@ impl Canvas {
     }
 
     fn text(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos) {
-        self.shapes.push(Shape::Text { text: text.into(), at, size, color, anchor });
+        let mut pieces = fonts::pieces(text);
+        if let (1, Some((text, families))) = (pieces.len(), pieces.pop()) {
+            self.shapes.push(Shape::Text { text, families, at, size, color, anchor });
+            return;
+        }
+        let width = fonts::width(text, size);
+        let mut left = match anchor {
+            HPos::Left => at.0,
+            HPos::Center => at.0 - width / 2.0,
+            HPos::Right => at.0 - width,
+        };
+        for (text, families) in fonts::pieces(text) {
+            let after = left + fonts::width(&text, size);
+            self.shapes.push(Shape::Text { text, families, at: (left, at.1), size, color, anchor: HPos::Left });
+            left = after;
+        }
     }
 
     /// The SVG.
@@ -108,18 +124,14 @@ impl Shape {
                 let end = (corner.0 + size.0, corner.1 + size.1);
                 area.draw(&Rectangle::new([whole(*corner), whole(end)], color(*fill).filled()))
             }
-            Self::Frame { corner, size, color: line } => {
-                // A line is one pixel wide; two of them can be seen.
-                for inset in [1.0, 2.0] {
-                    let start = (corner.0 + inset, corner.1 + inset);
-                    let end = (corner.0 + size.0 - inset, corner.1 + size.1 - inset);
-                    area.draw(&Rectangle::new([whole(start), whole(end)], color(*line).stroke_width(1)))?;
-                }
-                Ok(())
+            Self::Frame { corner, size, color: line, inset } => {
+                let start = (corner.0 + inset, corner.1 + inset);
+                let end = (corner.0 + size.0 - inset, corner.1 + size.1 - inset);
+                area.draw(&Rectangle::new([whole(start), whole(end)], color(*line).stroke_width(1)))
             }
-            Self::Text { text, at, size, color: ink, anchor } => {
+            Self::Text { text, families, at, size, color: ink, anchor } => {
                 // Plotters divides every size by 1.24.
-                let font = FontDesc::new(FontFamily::Name(fonts::FAMILIES), size * 1.24, FontStyle::Normal);
+                let font = FontDesc::new(FontFamily::Name(families), size * 1.24, FontStyle::Normal);
                 let ink = color(*ink);
                 let style = TextStyle::from(font).color(&ink).pos(Pos::new(*anchor, VPos::Center));
                 area.draw(&Text::new(text.as_str(), whole(*at), style))

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::canvas::Canvas;
 use super::{PictureError, Style};
+use crate::color::Rgb;
 use crate::fonts;
 use crate::measure::Measure;
 use crate::scale::Scale;
@@ -81,10 +82,7 @@ impl<'a> Panel<'a> {
     pub(super) fn draw(&self, canvas: &mut Canvas, (left, top): (f64, f64), width: f64, columns: Range<usize>) {
         canvas.text_from(&self.heading(), (left, top + HEADING_SIZE / 2.0), HEADING_SIZE, canvas.ink());
         if self.bar_beside(width) {
-            // Flush with the grid, which may be narrower than the page.
-            let right = self.width(columns.len());
-            let right = if self.bar_beside(right) { right } else { width };
-            self.draw_bar(canvas, (left + right - BAR.0 - BAR_OVERHANG / 2.0, top));
+            self.draw_bar(canvas, (left + width - BAR.0 - BAR_OVERHANG, top));
         } else {
             self.draw_bar(canvas, (left + 6.0, top + HEADING_HEIGHT));
         }
@@ -100,7 +98,10 @@ impl<'a> Panel<'a> {
         let names = self.view.names();
         for row in self.view.rows(self.top_down) {
             let middle = top + self.cell.1 / 2.0;
-            self.draw_name(canvas, names.get(row).map_or("", String::as_str), (grid_left, middle), canvas.ink());
+            let name = names.get(row).map_or("", String::as_str);
+            // Parts of a block step back, so that the blocks can be counted.
+            let ink = if name.matches('.').count() > 1 { canvas.muted() } else { canvas.ink() };
+            self.draw_name(canvas, name, (grid_left, middle), ink);
             for (place, column) in columns.clone().enumerate() {
                 self.draw_cell(canvas, (grid_left + place as f64 * self.cell.0, top), row, column);
             }
@@ -120,14 +121,14 @@ impl<'a> Panel<'a> {
             let color = self.scale.color_at((f64::from(index) + 0.5) / f64::from(steps));
             canvas.fill((left + f64::from(index) * step, top), (step, BAR.1), color);
         }
-        for tick in self.scale.ticks(0.12) {
+        for tick in self.scale.ticks(0.16) {
             let x = left + tick.fraction * BAR.0;
             canvas.fill((x.min(left + BAR.0 - 1.0), top + BAR.1), (1.0, 3.0), canvas.muted());
             canvas.text_at(&tick.label, (x, top + BAR.1 + 4.0 + TICK_SIZE / 2.0), TICK_SIZE, canvas.muted());
         }
     }
 
-    fn draw_name(&self, canvas: &mut Canvas, name: &str, (grid_left, middle): (f64, f64), color: crate::color::Rgb) {
+    fn draw_name(&self, canvas: &mut Canvas, name: &str, (grid_left, middle): (f64, f64), color: Rgb) {
         let (name, size) = fonts::fit(name, self.name_width - 8.0, &[NAME_SIZE, 10.0]);
         canvas.text_to(&name, (grid_left - 7.0, middle), size, color);
     }
@@ -135,12 +136,22 @@ impl<'a> Panel<'a> {
     fn draw_cell(&self, canvas: &mut Canvas, (left, top): (f64, f64), row: usize, column: usize) {
         let value = self.view.table().rows.get(row).and_then(|row| row.values.get(self.measure)?.get(column));
         let color = value.and_then(|value| self.scale.color(*value));
-        let ink = if color.is_some() { color.map_or(canvas.ink(), crate::color::Rgb::ink) } else { canvas.muted() };
         // A hair of the page between the cells.
         let size = (self.cell.0 - 1.0, self.cell.1 - 1.0);
-        canvas.fill((left, top), size, color.unwrap_or(canvas.missing()));
+        let ink = match color {
+            Some(color) => {
+                canvas.fill((left, top), size, color);
+                color.ink()
+            }
+            None => {
+                canvas.frame((left, top), size, canvas.outline(), 1.0);
+                canvas.muted()
+            }
+        };
         if self.view.changed(row, column) {
-            canvas.frame((left, top), size, ink);
+            // One line would be overlooked.
+            canvas.frame((left, top), size, ink, 1.0);
+            canvas.frame((left, top), size, ink, 2.0);
         }
         let (text, font_size) = fonts::fit(&self.view.cell(row, column), size.0 - 2.0 * PADDING, &CELL_SIZES);
         canvas.text_at(&text, (left + size.0 / 2.0, top + size.1 / 2.0), font_size, ink);

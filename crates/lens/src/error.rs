@@ -1,0 +1,93 @@
+//! What the computing half of this crate refuses.
+
+use tch::TchError;
+
+use crate::TableError;
+
+/// A result of the lens.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Everything that can go wrong between a prompt and a table.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The model, its input or a name is at fault.
+    #[error(transparent)]
+    Model(#[from] models::Error),
+    /// The run was refused.
+    #[error(transparent)]
+    Run(#[from] partial::Error),
+    /// The table cannot be made.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// Positions outside the prompt.
+    #[error("positions {begin}..{end} are outside the {tokens} tokens of the input")]
+    Positions {
+        /// First position asked for.
+        begin: usize,
+        /// One past the last position asked for.
+        end: usize,
+        /// Tokens in the prompt.
+        tokens: usize,
+    },
+    /// A step of zero blocks.
+    #[error("a block step of 0 shows no block; use at least 1")]
+    BlockStep,
+    /// No measure was asked for.
+    #[error("no measure was asked for")]
+    NoMeasure,
+    /// Something in the decoder that cannot be there.
+    #[error("decoder name {name:?} cannot be used: {problem}")]
+    Decoder {
+        /// The name.
+        name: String,
+        /// Why not, and what is expected.
+        problem: String,
+    },
+    /// Every row was skipped or is part of the decoder.
+    #[error("no row is left to decode; show the input, or take blocks out of the decoder")]
+    NoRows,
+    /// A tracked token outside the vocabulary.
+    #[error("tracked token {text:?} has id {id}, outside the vocabulary of {vocabulary}")]
+    TrackedToken {
+        /// Its text.
+        text: String,
+        /// Its id.
+        id: i64,
+        /// Size of the vocabulary.
+        vocabulary: i64,
+    },
+    /// More of the likeliest tokens than there are tokens.
+    #[error("the {asked} likeliest tokens were asked for, but the vocabulary has {vocabulary}")]
+    TopK {
+        /// How many were asked for.
+        asked: usize,
+        /// Size of the vocabulary.
+        vocabulary: i64,
+    },
+    /// The last row does not give the model's own output.
+    #[error(
+        "row {row} should give the model's own output, but at position {position} its score is {found} instead of \
+         {expected} (allowed difference: {allowed:.1e}); are there infinities or NaNs in the weights?"
+    )]
+    LastRow {
+        /// The row.
+        row: String,
+        /// The position.
+        position: usize,
+        /// The model's own score, or the logarithm of its normaliser.
+        expected: f32,
+        /// The row's.
+        found: f32,
+        /// The most that rounding explains.
+        allowed: f64,
+    },
+    /// Libtorch failed: out of memory, a device error.
+    #[error("{at}: {}", models::first_line(.source))]
+    Torch {
+        /// What was being computed.
+        at: &'static str,
+        /// What libtorch said.
+        source: TchError,
+    },
+}

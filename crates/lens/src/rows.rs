@@ -1,0 +1,75 @@
+//! Which places of a model become rows.
+
+use models::{Point, Site};
+
+use crate::{
+    Error,
+    decoder::{Decoder, Step},
+    error::Result,
+};
+
+/// Which places become rows, as `make_layer_names` of transformer-utils has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowOptions {
+    /// Every how many blocks there is a row.
+    pub block_step: usize,
+    /// Whether the stream that enters the first block is a row.
+    pub input: bool,
+    /// Whether the last block is a row even where the step would skip it.
+    pub force_output: bool,
+    /// Whether the stream after a block's attention is a row before the block's own (`h.i.attn`).
+    pub subblocks: bool,
+    /// Whether what attention and MLP add to the stream are rows too (`h.i.attn.added`, `h.i.mlp.added`).
+    pub contributions: bool,
+}
+
+impl Default for RowOptions {
+    fn default() -> Self {
+        Self { block_step: 1, input: true, force_output: true, subblocks: false, contributions: false }
+    }
+}
+
+/// One row: its name, and where its stream is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RowPlan {
+    pub(crate) name: String,
+    pub(crate) site: Site,
+}
+
+impl RowOptions {
+    /// The rows in the order in which they run, without those that are part of the decoder.
+    pub(crate) fn plan(&self, layers: usize, decoder: &Decoder) -> Result<Vec<RowPlan>> {
+        if self.block_step == 0 {
+            return Err(Error::BlockStep);
+        }
+        let mut rows = Vec::new();
+        if self.input {
+            rows.push(RowPlan { name: "input".into(), site: Site::INPUT });
+        }
+        let last = layers.saturating_sub(1);
+        let stepped = |block: &usize| block % self.block_step == 0 || (self.force_output && *block == last);
+        for block in (0..layers).filter(stepped) {
+            let row = |suffix: &str, point| RowPlan {
+                name: format!("h.{block}{suffix}"),
+                site: Site::block(block, point),
+            };
+            let whole = decoder.steps.contains(&Step::Block(block));
+            let attention = whole || decoder.steps.contains(&Step::Attention(block));
+            let mlp = whole || decoder.steps.contains(&Step::Mlp(block));
+            if self.contributions && !attention {
+                rows.push(row(".attn.added", Point::AttentionOutput));
+            }
+            if self.subblocks && !attention {
+                rows.push(row(".attn", Point::ResidMid));
+            }
+            if self.contributions && !mlp {
+                rows.push(row(".mlp.added", Point::MlpOutput));
+            }
+            // A decoder that holds a part of the block holds what comes after that part.
+            if !attention && !mlp {
+                rows.push(row("", Point::Output));
+            }
+        }
+        if rows.is_empty() { Err(Error::NoRows) } else { Ok(rows) }
+    }
+}

@@ -1,0 +1,78 @@
+//! Makes checkpoints, good and bad, byte by byte.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use lowmem::{Checkpoint, Error, LoadOptions, PartRequest, Parts, Residency, TensorRequest};
+use tch::{Device, Kind, Tensor};
+
+/// A safetensors file from the text of its header and the bytes behind it.
+pub(crate) fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(header.as_bytes());
+    bytes.extend_from_slice(data);
+    bytes
+}
+
+/// A header's entry of an f32 tensor.
+pub(crate) fn entry(name: &str, shape: &[u64], begin: u64, end: u64) -> String {
+    format!("{name:?}:{{\"dtype\":\"F32\",\"shape\":{shape:?},\"data_offsets\":[{begin},{end}]}}")
+}
+
+/// Writes `bytes` as `model.safetensors` into a new folder.
+pub(crate) fn folder_with(bytes: &[u8]) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(&path, bytes).unwrap();
+    (folder, path)
+}
+
+/// The error of opening a file with these bytes.
+pub(crate) fn open_error(bytes: &[u8]) -> Error {
+    let (_folder, path) = folder_with(bytes);
+    Checkpoint::open(&path).expect_err("this file is bad")
+}
+
+/// Normally distributed numbers that are the same in every run.
+pub(crate) fn numbers(shape: &[i64], seed: i64) -> Tensor {
+    let count: i64 = shape.iter().product();
+    let ramp = Tensor::f_arange(count, (Kind::Float, Device::Cpu)).unwrap();
+    ((ramp * 12.9898 + seed as f64 * 78.233).sin() * 43.7585).f_frac().unwrap().f_view(shape).unwrap()
+}
+
+/// One part for each tensor name of `groups`, with the shapes that the checkpoint has.
+pub(crate) fn requests(checkpoint: &Checkpoint, groups: &[&[&str]]) -> Vec<PartRequest> {
+    let request = |name: &&str| TensorRequest::new(*name, checkpoint.index().get(name).unwrap().shape.clone());
+    let part = |(number, names): (usize, &&[&str])| PartRequest {
+        label: format!("part {number}"),
+        tensors: names.iter().map(request).collect(),
+    };
+    groups.iter().enumerate().map(part).collect()
+}
+
+/// Every tensor of a checkpoint, placed with this residency and otherwise default options.
+pub(crate) fn place_all(path: &Path, residency: Residency) -> Vec<(String, Tensor)> {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let names: Vec<&str> = checkpoint.index().tensors.keys().map(String::as_str).collect();
+    let groups: Vec<&[&str]> = names.chunks(3).collect();
+    let options = LoadOptions { residency, ..LoadOptions::default() };
+    let parts = Parts::new(&checkpoint, requests(&checkpoint, &groups), &options).unwrap();
+    let mut placed = Vec::new();
+    for part in 0..parts.len() {
+        let tensors = parts.get(part, Some(part + 1)).unwrap();
+        placed.extend(parts.names(part).unwrap().into_iter().map(str::to_owned).zip(tensors));
+    }
+    placed
+}
+
+/// Equal in shape, dtype and every bit.
+pub(crate) fn assert_same(left: &[(String, Tensor)], right: &[(String, Tensor)]) {
+    assert_eq!(left.len(), right.len());
+    for ((left_name, left), (right_name, right)) in left.iter().zip(right) {
+        assert_eq!(left_name, right_name);
+        assert_eq!((left.size(), left.kind()), (right.size(), right.kind()), "{left_name}");
+        assert!(left.equal(right), "{left_name} differs");
+    }
+}

@@ -1,0 +1,283 @@
+//! Continuing texts, token by token.
+
+use std::ops::ControlFlow;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{
+    Error, Input, KvCache, LogitsAt, Model, NoObserver, Result, Sampling,
+    sampling::{likeliest, penalize_repetition, positive},
+};
+
+/// How to continue.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateOptions {
+    /// Tokens to add to each row, at most.
+    pub max_new_tokens: usize,
+    /// How tokens are drawn; `None` takes the likeliest (greedy).
+    pub sampling: Option<Sampling>,
+    /// Above 1 makes tokens that the row already has less likely; 1 changes nothing. Padding does not count as seen, so a
+    /// row is continued in a batch as it is alone (Hugging Face counts it).
+    pub repetition_penalty: f64,
+    /// Tokens that end a row; `None` takes the config's.
+    pub end_tokens: Option<Vec<i64>>,
+    /// What short rows are padded with; `None` takes the first end token, or 0.
+    pub pad_token: Option<i64>,
+}
+
+impl Default for GenerateOptions {
+    /// Twenty tokens, greedily.
+    fn default() -> Self {
+        Self { max_new_tokens: 20, sampling: None, repetition_penalty: 1.0, end_tokens: None, pad_token: None }
+    }
+}
+
+/// Why a row is no longer than it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Its last token is this end token.
+    EndToken(i64),
+    /// It has as many new tokens as were asked for.
+    MaxNewTokens,
+    /// The model has no position left to read another token at.
+    ContextFull,
+    /// The callback said so.
+    Stopped,
+}
+
+/// One continued row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GeneratedRow {
+    /// The prompt and the new tokens, an end token included, without padding.
+    pub tokens: Vec<i64>,
+    /// How many of them are the prompt.
+    pub prompt: usize,
+    /// Why it ended.
+    pub ending: Ending,
+}
+
+impl GeneratedRow {
+    /// What was added.
+    pub fn new_tokens(&self) -> &[i64] {
+        self.tokens.get(self.prompt..).unwrap_or_default()
+    }
+}
+
+/// All rows of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generated {
+    /// In the order of the prompts.
+    pub rows: Vec<GeneratedRow>,
+    /// What [`Generated::padded`] pads with.
+    pub pad_token: i64,
+}
+
+impl Generated {
+    /// Rows of one length, as Hugging Face's `generate` returns them: prompts padded on the left, rows that ended early on
+    /// the right.
+    pub fn padded(&self) -> Vec<Vec<i64>> {
+        let prompt = self.rows.iter().map(|row| row.prompt).max().unwrap_or(0);
+        let new = self.rows.iter().map(|row| row.new_tokens().len()).max().unwrap_or(0);
+        let pad = |row: &GeneratedRow| {
+            let mut padded = vec![self.pad_token; prompt - row.prompt];
+            padded.extend(&row.tokens);
+            padded.resize(prompt + new, self.pad_token);
+            padded
+        };
+        self.rows.iter().map(pad).collect()
+    }
+}
+
+/// A token as soon as it is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewToken {
+    /// Row of the batch.
+    pub row: usize,
+    /// How many new tokens the row had before.
+    pub step: usize,
+    /// The token.
+    pub id: i64,
+}
+
+/// Continues every row of `prompts`, which may differ in length, until each has ended; `on_token` sees each new token and
+/// may stop the run.
+///
+/// Shorter prompts are padded on the left and masked; their positions count from their own first token. Each step reads
+/// the earlier positions from a cache, so weights are read, and with [`lowmem::Residency::Streamed`] placed, once for each
+/// new token. No gradients are recorded.
+///
+/// ```
+/// use std::ops::ControlFlow;
+/// use models::{Config, GenerateOptions, Model, generate};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+/// # let model = Model::random(Config::from_json(config)?, 0)?;
+/// let options = GenerateOptions { max_new_tokens: 5, ..GenerateOptions::default() };
+/// let generated = generate(&model, &[vec![1, 2, 3], vec![4]], &options, |token| {
+///     println!("row {}: {}", token.row, token.id);
+///     ControlFlow::Continue(())
+/// })?;
+/// assert_eq!(generated.rows[1].new_tokens().len(), 5);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Setting`] for an option out of range, [`Error::EmptyInput`] for an empty row; [`Error::LogitsNotFinite`] where
+/// the model gives no number to choose by; whatever [`Model::forward`] refuses, [`Error::TooManyPositions`] for a prompt
+/// longer than the model's context among it.
+pub fn generate(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(NewToken) -> ControlFlow<()>,
+) -> Result<Generated> {
+    let mut run = Run::new(model, prompts, options)?;
+    let _no_grad = tch::no_grad_guard();
+    for step in 0..options.max_new_tokens {
+        let logits = run.next_logits()?;
+        run.choose(logits, step, &mut on_token)?;
+        if run.endings.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    Ok(run.finish())
+}
+
+struct Run<'a> {
+    model: &'a Model,
+    options: &'a GenerateOptions,
+    end_tokens: &'a [i64],
+    pad_token: i64,
+    rows: Vec<Vec<i64>>,
+    prompts: Vec<usize>,
+    endings: Vec<Option<Ending>>,
+    cache: KvCache,
+    /// What the next step runs over, rows of one length.
+    pending: Vec<Vec<i64>>,
+}
+
+impl<'a> Run<'a> {
+    fn new(model: &'a Model, prompts: &[Vec<i64>], options: &'a GenerateOptions) -> Result<Self> {
+        positive("repetition_penalty", options.repetition_penalty)?;
+        options.sampling.as_ref().map_or(Ok(()), Sampling::check)?;
+        if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
+            return Err(Error::EmptyInput);
+        }
+        let config = model.config();
+        let end_tokens = options.end_tokens.as_ref().unwrap_or(&config.end_tokens);
+        // A config may name an end token that its vocabulary lacks (GPT-2's default in a tiny model); it never comes.
+        let known = |id: &&i64| (0..config.vocabulary).contains(*id);
+        let pad_token = options.pad_token.or_else(|| end_tokens.iter().find(known).copied()).unwrap_or(0);
+        if !known(&&pad_token) {
+            let found = pad_token.to_string();
+            return Err(Error::Setting { setting: "pad_token", found, expected: "an id of the vocabulary" });
+        }
+        let width = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let pad = |row: &Vec<i64>| [vec![pad_token; width - row.len()], row.clone()].concat();
+        Ok(Self {
+            model,
+            options,
+            end_tokens,
+            pad_token,
+            rows: prompts.to_vec(),
+            prompts: prompts.iter().map(Vec::len).collect(),
+            endings: vec![None; prompts.len()],
+            cache: KvCache::new(),
+            pending: prompts.iter().map(pad).collect(),
+        })
+    }
+
+    /// Runs the pending columns and gives the logits after the last one, each row's in f32 on the CPU.
+    fn next_logits(&mut self) -> Result<Vec<Vec<f32>>> {
+        let columns = self.cache.len() + self.pending.first().map_or(0, Vec::len) as i64;
+        let mut input = Input::from_rows(&self.pending)?.logits_at(LogitsAt::Last);
+        let width = self.prompts.iter().max().copied().unwrap_or(0);
+        if self.prompts.iter().any(|&prompt| prompt < width) {
+            let mask = self.mask(width, columns)?;
+            let positions = Input::positions_from_mask(&mask)?;
+            let new = positions.f_narrow(1, self.cache.len(), columns - self.cache.len());
+            let new = new.map_err(Error::torch("positions of the new tokens"))?;
+            input = input.attention_mask(mask).position_ids(new);
+        }
+        let outcome = self.model.forward_cached(&input, &mut self.cache, &mut NoObserver)?;
+        // Nothing stops a run that nobody observes.
+        let logits = outcome.logits.ok_or(Error::EmptyInput)?;
+        let read = || {
+            let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
+            let mut values = vec![0.0_f32; logits.numel()];
+            logits.f_copy_data(&mut values, logits.numel())?;
+            Ok(values)
+        };
+        let values = read().map_err(Error::torch("the logits of the last position"))?;
+        Ok(values.chunks(self.model.config().vocabulary as usize).map(<[f32]>::to_vec).collect())
+    }
+
+    /// `[batch, columns]`, zero where a prompt of width `width` was padded.
+    fn mask(&self, width: usize, columns: i64) -> Result<Tensor> {
+        let row = |&prompt: &usize| {
+            let padding = width - prompt;
+            (0..columns).map(move |column| i64::from(column >= padding as i64))
+        };
+        let mask: Vec<i64> = self.prompts.iter().flat_map(row).collect();
+        let shaped = Tensor::f_from_slice(&mask).and_then(|mask| mask.f_view([self.prompts.len() as i64, columns]));
+        shaped.map_err(Error::torch("the attention mask"))
+    }
+
+    /// Chooses a token for every row that has not ended.
+    fn choose(
+        &mut self,
+        logits: Vec<Vec<f32>>,
+        step: usize,
+        on_token: &mut impl FnMut(NewToken) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let full = self.cache.len() >= self.model.config().positions;
+        let mut stopped = false;
+        self.pending.clear();
+        for (index, mut logits) in logits.into_iter().enumerate() {
+            let (Some(row), Some(ending)) = (self.rows.get_mut(index), self.endings.get_mut(index)) else {
+                continue;
+            };
+            if ending.is_some() || stopped {
+                // The cache needs a token for every row; nobody looks at what this one leads to.
+                self.pending.push(vec![self.pad_token]);
+                continue;
+            }
+            let usable =
+                logits.iter().all(|logit| *logit < f32::INFINITY) && logits.iter().any(|logit| logit.is_finite());
+            if !usable {
+                return Err(Error::LogitsNotFinite { row: index, position: row.len() - 1 });
+            }
+            if self.options.repetition_penalty != 1.0 {
+                penalize_repetition(&mut logits, row.iter(), self.options.repetition_penalty);
+            }
+            let id = match &self.options.sampling {
+                None => likeliest(&logits),
+                Some(sampling) => sampling.draw(&mut logits, index, step),
+            } as i64;
+            row.push(id);
+            self.pending.push(vec![id]);
+            if self.end_tokens.contains(&id) {
+                *ending = Some(Ending::EndToken(id));
+            } else if full && step + 1 < self.options.max_new_tokens {
+                *ending = Some(Ending::ContextFull);
+            }
+            stopped = on_token(NewToken { row: index, step, id }).is_break();
+        }
+        if stopped {
+            self.endings.iter_mut().for_each(|ending| *ending = ending.or(Some(Ending::Stopped)));
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Generated {
+        let rows = self.rows.into_iter().zip(self.prompts).zip(self.endings);
+        let rows = rows.map(|((tokens, prompt), ending)| GeneratedRow {
+            tokens,
+            prompt,
+            ending: ending.unwrap_or(Ending::MaxNewTokens),
+        });
+        Generated { rows: rows.collect(), pad_token: self.pad_token }
+    }
+}

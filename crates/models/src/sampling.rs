@@ -1,0 +1,218 @@
+//! Choosing the next token from one row of logits.
+//!
+//! The steps are Hugging Face's `LogitsProcessor`s, in the order in which `generate` applies them: repetition penalty;
+//! and, when sampling, temperature, top-k, top-p. They work on plain numbers on the CPU, so that the same logits and the
+//! same seed give the same token on every device and whatever else has used libtorch's generator.
+
+use std::collections::HashSet;
+
+use crate::{Error, Result};
+
+/// How tokens are drawn when not the likeliest one is taken.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// What logits are divided by: below 1 sharpens, above 1 flattens.
+    pub temperature: f64,
+    /// Only the `k` likeliest tokens (and those that tie with the last of them).
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens that together have at least this probability.
+    pub top_p: Option<f64>,
+    /// The same seed gives the same tokens.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    /// Draws from the model's own distribution.
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: None, top_p: None, seed: 0 }
+    }
+}
+
+impl Sampling {
+    pub(crate) fn check(&self) -> Result<()> {
+        positive("temperature", self.temperature)?;
+        let refuse = |setting, found, expected| Err(Error::Setting { setting, found, expected });
+        match (self.top_k, self.top_p) {
+            (Some(0), _) => refuse("top_k", "0".to_owned(), "at least 1"),
+            (_, Some(p)) if !(p > 0.0 && p <= 1.0) => refuse("top_p", p.to_string(), "above 0 and at most 1"),
+            _ => Ok(()),
+        }
+    }
+
+    /// Draws token number `step` of row `row`. `logits` are changed on the way; they must be finite or `-inf`, and one of
+    /// them finite.
+    pub(crate) fn draw(&self, logits: &mut [f32], row: usize, step: usize) -> usize {
+        if self.temperature != 1.0 {
+            logits.iter_mut().for_each(|logit| *logit /= self.temperature as f32);
+        }
+        if let Some(k) = self.top_k {
+            keep_top_k(logits, k);
+        }
+        if let Some(p) = self.top_p.filter(|&p| p < 1.0) {
+            keep_top_p(logits, p);
+        }
+        let weights = weights(logits);
+        let total: f64 = weights.iter().sum();
+        let place = uniform(self.seed, row as u64, step as u64) * total;
+        let mut below = 0.0;
+        let mut last = 0;
+        for (id, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
+            below += weight;
+            last = id;
+            if place < below {
+                break;
+            }
+        }
+        // Rounding can leave `place` at the very end; then the last possible token is meant.
+        last
+    }
+}
+
+/// Refuses what is no factor to scale logits by.
+pub(crate) fn positive(setting: &'static str, found: f64) -> Result<()> {
+    if found.is_finite() && found > 0.0 {
+        return Ok(());
+    }
+    Err(Error::Setting { setting, found: found.to_string(), expected: "a number above 0" })
+}
+
+/// The likeliest token, the first of equals.
+pub(crate) fn likeliest(logits: &[f32]) -> usize {
+    let mut best = 0;
+    let mut most = f32::NEG_INFINITY;
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > most {
+            (best, most) = (id, logit);
+        }
+    }
+    best
+}
+
+/// Makes tokens that occurred less likely (Keskar et al., 2019): positive logits are divided, negative ones multiplied.
+pub(crate) fn penalize_repetition<'a>(logits: &mut [f32], seen: impl Iterator<Item = &'a i64>, penalty: f64) {
+    let distinct: HashSet<&i64> = seen.collect();
+    for &id in distinct {
+        if let Some(logit) = usize::try_from(id).ok().and_then(|id| logits.get_mut(id)) {
+            *logit = if *logit < 0.0 { *logit * penalty as f32 } else { *logit / penalty as f32 };
+        }
+    }
+}
+
+fn keep_top_k(logits: &mut [f32], k: usize) {
+    if k >= logits.len() {
+        return;
+    }
+    let mut sorted = logits.to_vec();
+    let (_, &mut least, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
+    // Not by rank: what ties with the last one stays.
+    logits.iter_mut().filter(|logit| **logit < least).for_each(|logit| *logit = f32::NEG_INFINITY);
+}
+
+fn keep_top_p(logits: &mut [f32], p: f64) {
+    let weights = weights(logits);
+    let total: f64 = weights.iter().sum();
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    let mut above = 0.0;
+    for (rank, id) in order.into_iter().enumerate() {
+        // The likeliest stays whatever `p` is.
+        if rank > 0 && above >= p * total {
+            logits[id] = f32::NEG_INFINITY;
+        }
+        above += weights[id];
+    }
+}
+
+/// Probabilities up to a factor.
+fn weights(logits: &[f32]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().map(|&logit| f64::from(logit - most).exp()).collect()
+}
+
+/// A number in `0..1` that depends on seed, row and step alone, so a row does not depend on when others end.
+fn uniform(seed: u64, row: u64, step: u64) -> f64 {
+    let bits = mix(mix(mix(seed).wrapping_add(row)).wrapping_add(step));
+    (bits >> 11) as f64 / (1_u64 << 53) as f64
+}
+
+/// One step of SplitMix64 (Steele et al., 2014).
+fn mix(state: u64) -> u64 {
+    let mut x = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ (x >> 31)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LOGITS: [f32; 6] = [1.0, -2.0, 3.0, 3.0, 0.5, -0.25];
+
+    fn kept(logits: &[f32]) -> Vec<usize> {
+        (0..logits.len()).filter(|&id| logits[id].is_finite()).collect()
+    }
+
+    #[test]
+    fn repetition_penalty_divides_what_is_positive_and_multiplies_what_is_not() {
+        let mut logits = LOGITS;
+        penalize_repetition(&mut logits, [0, 1, 1, 9, -1].iter(), 2.0);
+        assert_eq!(logits, [0.5, -4.0, 3.0, 3.0, 0.5, -0.25]);
+    }
+
+    #[test]
+    fn top_k_keeps_ties_with_the_last() {
+        for (k, expected) in
+            [(1, vec![2, 3]), (2, vec![2, 3]), (3, vec![0, 2, 3]), (6, (0..6).collect()), (9, (0..6).collect())]
+        {
+            let mut logits = LOGITS;
+            keep_top_k(&mut logits, k);
+            assert_eq!(kept(&logits), expected, "{k}");
+        }
+    }
+
+    #[test]
+    fn top_p_keeps_the_token_that_crosses_the_threshold() {
+        let probabilities = [0.5_f32, 0.3, 0.15, 0.05];
+        for (p, expected) in [(0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)] {
+            let mut logits = probabilities.map(f32::ln);
+            keep_top_p(&mut logits, p);
+            assert_eq!(kept(&logits), (0..expected).collect::<Vec<_>>(), "{p}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_distribution_and_the_seed() {
+        let probabilities = [0.5_f32, 0.0, 0.3, 0.2];
+        let sampling = Sampling { seed: 7, ..Sampling::default() };
+        let draw = |sampling: &Sampling, step| sampling.draw(&mut probabilities.map(f32::ln), 0, step);
+        let draws: Vec<usize> = (0..20_000).map(|step| draw(&sampling, step)).collect();
+        for (id, probability) in probabilities.into_iter().enumerate() {
+            let share = draws.iter().filter(|&&drawn| drawn == id).count() as f32 / draws.len() as f32;
+            assert!((share - probability).abs() < 0.015, "token {id}: {share} instead of {probability}");
+        }
+        assert!(draws[1..100] == (1..100).map(|step| draw(&sampling, step)).collect::<Vec<_>>()[..]);
+        let other = Sampling { seed: 8, ..sampling };
+        assert!(draws[..100] != (0..100).map(|step| draw(&other, step)).collect::<Vec<_>>()[..]);
+    }
+
+    #[test]
+    fn a_low_temperature_takes_the_likeliest() {
+        let sampling = Sampling { temperature: 1e-3, ..Sampling::default() };
+        assert!((0..100).all(|step| sampling.draw(&mut [1.0, 1.1, 0.9], 0, step) == 1));
+    }
+
+    #[test]
+    fn settings_out_of_range_are_refused() {
+        let settings = [
+            Sampling { temperature: 0.0, ..Sampling::default() },
+            Sampling { temperature: f64::NAN, ..Sampling::default() },
+            Sampling { top_k: Some(0), ..Sampling::default() },
+            Sampling { top_p: Some(0.0), ..Sampling::default() },
+            Sampling { top_p: Some(1.5), ..Sampling::default() },
+        ];
+        for sampling in settings {
+            assert!(matches!(sampling.check(), Err(Error::Setting { .. })), "{sampling:?}");
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The lens against its definitions, computed in f64 by the golden generator.
+
+use transformer_utils::{
+    lens::{Lens, LensOptions, Measure, RowOptions, Table},
+    lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
+    models::Model,
+    tch::Tensor,
+};
+
+use crate::support::{Case, cases};
+
+fn model(case: &Case, residency: Residency) -> Model {
+    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), residency, ..LoadOptions::default() })
+}
+
+fn all_measures() -> Vec<Measure> {
+    vec![Measure::Logits, Measure::Probs, Measure::Ranks, Measure::Kl, Measure::ReverseKl, Measure::Entropy]
+}
+
+fn subblocks() -> RowOptions {
+    RowOptions { subblocks: true, ..RowOptions::default() }
+}
+
+fn table(model: &Model, ids: &[i64], options: LensOptions) -> Table {
+    Lens::new(model, options).unwrap().table("golden", ids, |id| format!("<{id}>")).unwrap()
+}
+
+fn strings(value: &serde_json::Value) -> Vec<String> {
+    value.as_array().unwrap().iter().map(|name| name.as_str().unwrap().to_owned()).collect()
+}
+
+fn numbers(tensor: &Tensor) -> Vec<f64> {
+    Vec::try_from(tensor.to_kind(transformer_utils::tch::Kind::Double).flatten(0, -1)).unwrap()
+}
+
+/// The golden name of a measure, and how far we may be from it.
+fn golden(measure: &Measure) -> (&'static str, f64) {
+    match measure {
+        Measure::Logits => ("logits", 1e-4),
+        Measure::Probs => ("probs", 1e-5),
+        Measure::Ranks => ("ranks", 0.0),
+        Measure::Kl => ("kl", 1e-4),
+        Measure::ReverseKl => ("kl_reverse", 1e-4),
+        Measure::Entropy => ("entropy", 1e-4),
+        other => panic!("{other} is not in the golden suite"),
+    }
+}
+
+fn compare(case: &Case, variant: &str, table: &Table) {
+    let names = strings(&case.json["lens"][variant]["names"]);
+    assert_eq!(table.rows.iter().map(|row| row.name.clone()).collect::<Vec<_>>(), names, "{} {variant}", case.name);
+    let columns = table.positions.len();
+    let expected = |name: &str| numbers(&case.expected[&format!("{variant}/{name}")]);
+    let top1 = expected("top1");
+    // Saturated attention magnifies the rounding of f32.
+    let slack = case.json["f32_error"].as_f64().unwrap() / 1e-6;
+    for (index, row) in table.rows.iter().enumerate() {
+        let cells = index * columns..(index + 1) * columns;
+        let found: Vec<f64> = row.top1.iter().map(|&id| id as f64).collect();
+        assert_eq!(found, top1[cells.clone()], "{} {variant} {} top1", case.name, row.name);
+        for measure in &table.measures {
+            let (name, tolerance) = golden(measure);
+            let tolerance = tolerance * slack.max(1.0);
+            for (column, (found, expected)) in row.values[measure].iter().zip(&expected(name)[cells.clone()]).enumerate() {
+                let apart = (found - expected).abs() / expected.abs().max(1.0);
+                assert!(
+                    apart <= tolerance,
+                    "{} {variant} {} {name} at {column}: {found} instead of {expected}",
+                    case.name,
+                    row.name
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_measure_equals_its_definition() {
+    for case in cases() {
+        let ids = case.ids("single").remove(0);
+        for residency in [Residency::Auto, Residency::Streamed] {
+            let model = model(&case, residency);
+            for variant in ["lens", "lens_block", "lens_mlp"] {
+                let Some(settings) = case.json["lens"].get(variant) else { continue };
+                let options = LensOptions {
+                    measures: all_measures(),
+                    rows: subblocks(),
+                    decoder: strings(&settings["decoder"]),
+                    ..LensOptions::default()
+                };
+                compare(&case, variant, &table(&model, &ids, options));
+            }
+        }
+    }
+}
+
+#[test]
+fn little_memory_gives_the_same() {
+    for case in cases().into_iter().filter(|case| case.json["lens"].get("lens").is_some()) {
+        let model = model(&case, Residency::Auto);
+        let options = LensOptions { measures: all_measures(), rows: subblocks(), memory: 1, ..LensOptions::default() };
+        compare(&case, "lens", &table(&model, &case.ids("single").remove(0), options));
+    }
+}
+
+#[test]
+fn clipping_gives_what_transformer_utils_gives() {
+    for case in cases().into_iter().filter(|case| case.json["lens"].get("lens").is_some()) {
+        let model = model(&case, Residency::Auto);
+        let clip = 1.0 / (10.0 * model.config().vocabulary as f64);
+        let options = LensOptions {
+            measures: vec![Measure::Kl],
+            rows: subblocks(),
+            kl_clip: Some(clip),
+            ..LensOptions::default()
+        };
+        let table = table(&model, &case.ids("single").remove(0), options);
+        let expected = numbers(&case.expected["lens/kl_clipped"]);
+        let found: Vec<f64> = table.rows.iter().flat_map(|row| row.values[&Measure::Kl].clone()).collect();
+        for (found, expected) in found.iter().zip(&expected) {
+            assert!((found - expected).abs() <= 1e-3 * expected.abs().max(1.0), "{}: {found} {expected}", case.name);
+        }
+    }
+}
+
+fn first() -> (Case, Model, Vec<i64>) {
+    let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
+    let model = model(&case, Residency::Auto);
+    let ids = case.ids("single").remove(0);
+    (case, model, ids)
+}
+
+#[test]
+fn positions_choose_columns_and_change_nothing_else() {
+    let (_, model, ids) = first();
+    for decoder in [vec!["final_layernorm", "lm_head"], vec!["h.2", "final_layernorm", "lm_head"]] {
+        let decoder: Vec<String> = decoder.into_iter().map(str::to_owned).collect();
+        let options = |positions| LensOptions {
+            measures: all_measures(),
+            positions,
+            decoder: decoder.clone(),
+            top_k: 3,
+            ..LensOptions::default()
+        };
+        let (whole, part) = (table(&model, &ids, options(None)), table(&model, &ids, options(Some(2..5))));
+        assert_eq!(part.positions, [2, 3, 4]);
+        assert_eq!(part.tokens, whole.tokens);
+        for (part, whole) in part.rows.iter().zip(&whole.rows) {
+            assert_eq!(part.top1, whole.top1[2..5]);
+            for (measure, values) in &part.values {
+                for (part, whole) in values.iter().zip(&whole.values[measure][2..5]) {
+                    assert!((part - whole).abs() <= 1e-5 * whole.abs().max(1.0), "{measure}: {part} {whole}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_likeliest_tokens_are_in_order_and_begin_with_the_likeliest() {
+    let (_, model, ids) = first();
+    for memory in [1, 256 << 20] {
+        let table = table(&model, &ids, LensOptions { top_k: 5, memory, ..LensOptions::default() });
+        for row in &table.rows {
+            for (cell, &top1) in row.top_k.as_ref().unwrap().iter().zip(&row.top1) {
+                assert_eq!((cell.len(), cell[0].id), (5, top1));
+                assert!(cell.windows(2).all(|pair| pair[0].prob >= pair[1].prob));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tracked_token_and_the_next_one_agree_with_the_whole_distribution() {
+    let (_, model, ids) = first();
+    let vocabulary = model.config().vocabulary as usize;
+    let options = LensOptions {
+        measures: vec![Measure::CrossEntropy],
+        tracked: vec![(" Paris".into(), 7)],
+        top_k: vocabulary,
+        ..LensOptions::default()
+    };
+    let table = table(&model, &ids, options);
+    for row in &table.rows {
+        for (column, cell) in row.top_k.as_ref().unwrap().iter().enumerate() {
+            let place = cell.iter().position(|entry| entry.id == 7).unwrap();
+            let probability = row.values[&Measure::TrackedProb(" Paris".into())][column];
+            assert!((probability - cell[place].prob).abs() < 1e-6);
+            assert_eq!(row.values[&Measure::TrackedRank(" Paris".into())][column], place as f64 + 1.0);
+            let loss = row.values[&Measure::CrossEntropy][column];
+            match ids.get(column + 1) {
+                Some(next) => {
+                    let expected = -cell.iter().find(|entry| entry.id == *next).unwrap().prob.ln();
+                    assert!((loss - expected).abs() < 1e-4, "{loss} {expected}");
+                }
+                None => assert!(loss.is_nan()),
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_follow_make_layer_names() {
+    let (_, model, _) = first();
+    let names = |rows: RowOptions, decoder: &[&str]| -> Vec<String> {
+        let decoder = decoder.iter().map(|&name| name.to_owned()).collect();
+        let options = LensOptions { rows, decoder, ..LensOptions::default() };
+        Lens::new(&model, options).unwrap().row_names().map(str::to_owned).collect()
+    };
+    let tail = ["final_layernorm", "lm_head"];
+    let by_two = RowOptions { block_step: 2, ..RowOptions::default() };
+    assert_eq!(names(by_two.clone(), &tail), ["input", "h.0", "h.2"]);
+    let by_three = RowOptions { block_step: 3, subblocks: true, ..RowOptions::default() };
+    assert_eq!(names(by_three.clone(), &tail), ["input", "h.0.attn", "h.0", "h.2.attn", "h.2"]);
+    let kept = RowOptions { force_output: false, input: false, ..by_three };
+    assert_eq!(names(kept, &tail), ["h.0.attn", "h.0"]);
+    assert_eq!(names(by_two, &["h.2", "final_layernorm", "lm_head"]), ["input", "h.0"]);
+    assert_eq!(
+        names(subblocks(), &["h.2.mlp", "ln_f", "lm_head"]),
+        ["input", "h.0.attn", "h.0", "h.1.attn", "h.1", "h.2.attn"]
+    );
+}
+
+#[test]
+fn what_cannot_be_shown_is_refused() {
+    let (_, model, ids) = first();
+    let refuse = |options: LensOptions| {
+        let lens = Lens::new(&model, options);
+        let error = lens.and_then(|lens| lens.table("golden", &ids, |id| id.to_string())).unwrap_err();
+        error.to_string()
+    };
+    let decoder = |names: &[&str]| LensOptions {
+        decoder: names.iter().map(|&name| name.to_owned()).collect(),
+        ..LensOptions::default()
+    };
+    assert!(refuse(decoder(&["h.9", "ln_f", "lm_head"])).contains("h.9"));
+    assert!(refuse(decoder(&["h.2", "h.1", "ln_f", "lm_head"])).contains("out of order"));
+    assert!(refuse(decoder(&["h.2", "h.2.mlp", "ln_f", "lm_head"])).contains("out of order"));
+    assert!(refuse(decoder(&["lm_head", "ln_f"])).contains("ends with"));
+    assert!(refuse(decoder(&["h.2"])).contains("ends with"));
+    assert!(refuse(decoder(&[])).contains("ends with"));
+    assert!(refuse(decoder(&["h.2.ln_1", "ln_f", "lm_head"])).contains("h.47.mlp"));
+    let positions = LensOptions { positions: Some(3..400), ..LensOptions::default() };
+    assert!(refuse(positions).contains("3..400"));
+    assert!(refuse(LensOptions { measures: Vec::new(), ..LensOptions::default() }).contains("measure"));
+    let step = RowOptions { block_step: 0, ..RowOptions::default() };
+    assert!(refuse(LensOptions { rows: step, ..LensOptions::default() }).contains("step"));
+    assert!(refuse(LensOptions { tracked: vec![("x".into(), 1 << 40)], ..LensOptions::default() }).contains("tracked"));
+}
