@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
 use transformer_utils::{
-    lowmem::{Checkpoint, LoadOptions},
+    lowmem::{self, Checkpoint, LoadOptions},
     models::{Input, Model, NoObserver},
     tch::{self, Cuda, Device, Kind, Tensor},
 };
@@ -223,12 +223,14 @@ fn speed(kind: Kind, size: i64) -> Result<f64> {
 
 fn memory() -> Finding {
     let gib = |mib: f64| format!("{:.1} GiB", mib / 1024.0);
-    let (Some(available), Some(total)) = (system::available_mib(), system::total_mib()) else {
+    let free = lowmem::available_memory().map(|bytes| bytes as f64 / system::MIB);
+    let (Some(free), Some(system), Some(total)) = (free, system::available_mib(), system::total_mib()) else {
         return Finding::note("memory", "unknown");
     };
-    let limit = system::group_limit_mib().filter(|&limit| limit < total);
-    let limit = limit.map_or_else(String::new, |limit| format!(", limited to {}", gib(limit)));
-    Finding::note("memory", format!("{} of {} free{limit}", gib(available), gib(total)))
+    // The two are asked one after the other and never quite agree.
+    let limited = if free < 0.95 * system { "; this process's control group allows " } else { "" };
+    let limit = if limited.is_empty() { String::new() } else { gib(free) };
+    Finding::note("memory", format!("{} of {} free{limited}{limit}", gib(system), gib(total)))
         .advice("--residency streamed runs models that are larger")
 }
 

@@ -56,6 +56,7 @@ fn run(flags: Flags) -> Result<()> {
         bytes_read: load.bytes_read,
         bytes_allocated: load.bytes_allocated,
         staging_peak_bytes: load.staging_peak,
+        residency_reason: load.reason.clone(),
         load_ms: opened.load_ms,
         place_ms,
         place_gigabytes_per_second: load.gigabytes_per_second(),
@@ -82,6 +83,7 @@ struct Report {
     bytes_read: u64,
     bytes_allocated: u64,
     staging_peak_bytes: u64,
+    residency_reason: String,
     load_ms: f64,
     place_ms: f64,
     place_gigabytes_per_second: f64,
@@ -100,7 +102,14 @@ impl Report {
             count => format!("{}, ... ({count})", names[..3].join(", ")),
         };
         let tied = load.tied.iter().map(|(name, first)| format!("{name} = {first}")).collect();
+        // Mapping a file is no reading of it.
+        let speed = if self.bytes_allocated > 0 || self.placement.residency == "streamed" {
+            format!(", {:.2} GB/s", self.place_gigabytes_per_second)
+        } else {
+            String::new()
+        };
         let pairs = [
+            ("residency", format!("{}: {}", load.residency, load.reason)),
             ("files", self.files.to_string()),
             ("tensors", format!("{} of {} placed", self.tensors_placed, self.tensors)),
             ("on disk", table::size(self.bytes_on_disk)),
@@ -108,7 +117,7 @@ impl Report {
             ("allocated", table::size(self.bytes_allocated)),
             ("staging buffer, at most", table::size(self.staging_peak_bytes)),
             ("opened in", format!("{:.2} ms", self.load_ms)),
-            ("placed in", format!("{:.2} ms, {:.2} GB/s", self.place_ms, self.place_gigabytes_per_second)),
+            ("placed in", format!("{:.2} ms{speed}", self.place_ms)),
             ("private memory", mib(self.private_mib)),
             ("peak resident memory", mib(self.peak_rss_mib)),
             ("ignored", some(self.ignored.clone())),

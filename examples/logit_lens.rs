@@ -228,7 +228,10 @@ fn track(opened: &Opened, text: &str) -> Result<(String, i64)> {
         [id] => Ok((text.to_owned(), id)),
         _ => {
             let pieces: Vec<String> = ids.iter().map(|&id| opened.token_text(id)).collect::<Result<_>>()?;
-            bail!("--track {text:?} is {} tokens ({pieces:?}), expected one; words usually begin with a space", ids.len())
+            bail!(
+                "--track {text:?} is {} tokens ({pieces:?}), expected one; words usually begin with a space",
+                ids.len()
+            )
         }
     }
 }
@@ -238,7 +241,8 @@ fn shown(flags: &Flags, table: &Table) -> Result<Vec<Measure>> {
     if flags.redraw.is_none() {
         return Ok(table.measures.clone());
     }
-    let asked: Vec<Measure> = flags.measure.iter().filter(|measure| table.measures.contains(measure)).cloned().collect();
+    let asked: Vec<Measure> =
+        flags.measure.iter().filter(|measure| table.measures.contains(measure)).cloned().collect();
     let measures = if asked.is_empty() { table.measures.clone() } else { asked };
     ensure!(!measures.is_empty(), "the table has no measure to draw");
     Ok(measures)

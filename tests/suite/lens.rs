@@ -61,7 +61,9 @@ fn compare(case: &Case, variant: &str, table: &Table) {
         for measure in &table.measures {
             let (name, tolerance) = golden(measure);
             let tolerance = tolerance * slack.max(1.0);
-            for (column, (found, expected)) in row.values[measure].iter().zip(&expected(name)[cells.clone()]).enumerate() {
+            for (column, (found, expected)) in
+                row.values[measure].iter().zip(&expected(name)[cells.clone()]).enumerate()
+            {
                 let apart = (found - expected).abs() / expected.abs().max(1.0);
                 assert!(
                     apart <= tolerance,

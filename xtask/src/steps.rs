@@ -120,7 +120,9 @@ pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
 /// If it fails.
 pub fn demo(environment: &Environment, sentence: Option<&OsStr>, arguments: &[OsString]) -> Result<()> {
     let mut command = cargo(environment);
-    command.args(["run", "--release", "--example", "logit_lens", "--", "--measure", "probs", "--out", PICTURE]).args(arguments);
+    command
+        .args(["run", "--release", "--example", "logit_lens", "--", "--measure", "probs", "--out", PICTURE])
+        .args(arguments);
     command.arg(sentence.unwrap_or(OsStr::new(SENTENCE)));
     run(&mut command)?;
     let picture = environment.workspace.join(PICTURE);

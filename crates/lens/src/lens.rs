@@ -110,7 +110,8 @@ impl<'a> Lens<'a> {
         let dtype = self.model.parts().dtype().to_string();
         let tokens = ids.iter().map(|&id| Token { id, text: text(id) }).collect();
         let columns = positions.len();
-        let rows = self.rows.iter().enumerate().map(|(row, plan)| self.row(row, plan, &measured, columns, &wanted, &text));
+        let rows =
+            self.rows.iter().enumerate().map(|(row, plan)| self.row(row, plan, &measured, columns, &wanted, &text));
         let table = Table {
             model: name.to_owned(),
             dtype,
@@ -182,7 +183,8 @@ impl<'a> Lens<'a> {
     fn check_last_row(&self, measured: &Measured, positions: &Range<usize>) -> Result<()> {
         let layers = self.model.config().layers();
         let whole = self.decoder.steps.is_empty();
-        let Some(row) = self.rows.iter().position(|row| row.site == Site::before_block(layers)).filter(|_| whole) else {
+        let Some(row) = self.rows.iter().position(|row| row.site == Site::before_block(layers)).filter(|_| whole)
+        else {
             return Ok(());
         };
         // What rounding explains, relative to one more than the score.
@@ -190,10 +192,14 @@ impl<'a> Lens<'a> {
             Kind::BFloat16 | Kind::Half => 0.1,
             _ => 1e-3,
         };
-        let pairs = [(&measured.target_logit, &measured.final_logit), (&measured.log_normaliser, &measured.final_log_normaliser)];
+        let pairs = [
+            (&measured.target_logit, &measured.final_logit),
+            (&measured.log_normaliser, &measured.final_log_normaliser),
+        ];
         for (column, position) in positions.clone().enumerate() {
             for (rows, own) in pairs {
-                let (Some(&found), Some(&expected)) = (rows.get(row * positions.len() + column), own.get(column)) else {
+                let (Some(&found), Some(&expected)) = (rows.get(row * positions.len() + column), own.get(column))
+                else {
                     continue;
                 };
                 let allowed = tolerance * (1.0 + f64::from(expected.abs()));

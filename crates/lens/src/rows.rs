@@ -49,10 +49,8 @@ impl RowOptions {
         let last = layers.saturating_sub(1);
         let stepped = |block: &usize| block % self.block_step == 0 || (self.force_output && *block == last);
         for block in (0..layers).filter(stepped) {
-            let row = |suffix: &str, point| RowPlan {
-                name: format!("h.{block}{suffix}"),
-                site: Site::block(block, point),
-            };
+            let row =
+                |suffix: &str, point| RowPlan { name: format!("h.{block}{suffix}"), site: Site::block(block, point) };
             let whole = decoder.steps.contains(&Step::Block(block));
             let attention = whole || decoder.steps.contains(&Step::Attention(block));
             let mlp = whole || decoder.steps.contains(&Step::Mlp(block));

@@ -208,7 +208,8 @@ impl Stack<'_> {
     fn slice(&self) -> i64 {
         let vocabulary = self.unembedding.size().first().copied().unwrap_or(1);
         let copies = if self.exponentials_apart() { 3 } else { 2 };
-        let bytes = (self.wanted.memory * 3 / 4) / (4 * copies * self.streams.size().first().map_or(1, |&n| n.max(1) as u64));
+        let bytes =
+            (self.wanted.memory * 3 / 4) / (4 * copies * self.streams.size().first().map_or(1, |&n| n.max(1) as u64));
         (bytes as i64).clamp(64, 16384).min(vocabulary)
     }
 
@@ -381,7 +382,13 @@ impl Stack<'_> {
 
     /// `Σ max(p, c) ln(max(p, c) / max(q, c))`, as transformer-utils computes it. It needs `q` itself, and so the
     /// products once more, after the normaliser is known.
-    fn clipped_kl(&self, streams: &Tensor, buffer: &Tensor, normaliser: &Tensor, clip: f64) -> Result<Tensor, TchError> {
+    fn clipped_kl(
+        &self,
+        streams: &Tensor,
+        buffer: &Tensor,
+        normaliser: &Tensor,
+        clip: f64,
+    ) -> Result<Tensor, TchError> {
         let mut total = Tensor::f_zeros(self.shape(), (Kind::Float, self.device()))?;
         for slice in self.slices()? {
             let width = slice.end - slice.start;
