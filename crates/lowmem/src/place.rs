@@ -15,7 +15,7 @@ use crate::{
     Dtype, Error, Progress, Result,
     files::{Files, OpenFile, shape_view},
     index::TensorInfo,
-    read::{ALIGNMENT, Buffer, prefer_huge_pages},
+    read::{ALIGNMENT, Buffer, passing_bytes, prefer_huge_pages},
 };
 
 /// Tensors closer than this in the file, in bytes, are read together.
@@ -33,6 +33,8 @@ pub(crate) struct Placer<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) device: Device,
     pub(crate) staging_bytes: u64,
+    /// Whether the tensors are dropped soon, and their memory is to be free then.
+    pub(crate) passing: bool,
     pub(crate) progress: &'a dyn Progress,
 }
 
@@ -91,7 +93,14 @@ impl Placer<'_> {
     }
 
     fn empty(&self, info: &TensorInfo) -> Result<Tensor> {
-        Tensor::f_empty(&info.shape[..], (self.dtype.kind(), self.device)).map_err(self.error(info))
+        let fresh = || {
+            if !self.passing || self.device != Device::Cpu {
+                return Tensor::f_empty(&info.shape[..], (self.dtype.kind(), self.device));
+            }
+            let bytes = info.elements() * self.dtype.bytes();
+            passing_bytes(bytes)?.f_narrow(0, 0, bytes as i64)?.f_view_dtype(self.dtype.kind())?.f_view(&info.shape[..])
+        };
+        fresh().map_err(self.error(info))
     }
 
     fn done(&self, info: &TensorInfo, placed: &mut Placed) {
@@ -108,7 +117,7 @@ impl Placer<'_> {
         for span in self.spans(wanted)? {
             let Some((_, first)) = span.tensors.first() else { continue };
             let length = span.end - span.begin;
-            let mut buffer = Buffer::new(length, Device::Cpu).map_err(self.error(first))?;
+            let mut buffer = Buffer::new(length, Device::Cpu, self.passing).map_err(self.error(first))?;
             let lead = buffer.fill(&span.file, span.begin, length, span.aligned)?;
             placed.allocated += buffer.allocated();
             for &(slot, info) in &span.tensors {
@@ -131,7 +140,7 @@ impl Placer<'_> {
         for (slot, info) in strided {
             // Elements out of order cannot pass in pieces; only transposed or sliced tensors of a `.bin` are like this.
             let file = self.files.open(info)?;
-            let mut buffer = Buffer::new(info.extent(), Device::Cpu).map_err(self.error(info))?;
+            let mut buffer = Buffer::new(info.extent(), Device::Cpu, true).map_err(self.error(info))?;
             let lead = buffer.fill(&file, info.offset, info.extent(), info.is_aligned())?;
             placed.staging = placed.staging.max(buffer.allocated());
             let copy = || {
@@ -153,13 +162,13 @@ impl Placer<'_> {
         let capacity = chunks.iter().map(|chunk| chunk.end - chunk.begin).max().unwrap_or(0);
         let (free, empty_buffers) = mpsc::channel();
         for _ in 0..BUFFERS.min(chunks.len() as u64) {
-            let buffer = Buffer::new(capacity, self.device).map_err(self.error(first))?;
+            let buffer = Buffer::new(capacity, self.device, true).map_err(self.error(first))?;
             placed.staging += buffer.allocated();
             // Cannot fail: both ends are here.
             let _ = free.send(buffer);
         }
         let host_cast =
-            if on_gpu { Some(Buffer::new(capacity, self.device).map_err(self.error(first))?) } else { None };
+            if on_gpu { Some(Buffer::new(capacity, self.device, true).map_err(self.error(first))?) } else { None };
         placed.staging += host_cast.as_ref().map_or(0, Buffer::allocated);
         thread::scope(|scope| {
             let (read, filled) = mpsc::channel();
