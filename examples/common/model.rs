@@ -49,7 +49,7 @@ pub struct ModelFlags {
 
     /// Where the weights live: mapped (views of the file, nothing is copied), resident (converted or moved once, then
     /// kept) or streamed (placed block by block, for models larger than memory). auto is mapped where that is possible,
-    /// else resident.
+    /// streamed where the weights exceed the free memory, else resident.
     #[arg(
         long,
         default_value = "auto",
@@ -154,7 +154,8 @@ pub struct Placement {
     family: &'static str,
     device: String,
     dtype: String,
-    residency: &'static str,
+    /// Where the weights live.
+    pub residency: &'static str,
     threads: i32,
 }
 
