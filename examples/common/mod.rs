@@ -8,6 +8,7 @@ pub mod output;
 pub mod progress;
 pub mod system;
 pub mod table;
+pub mod tensors;
 pub mod terminal;
 pub mod tokens;
 

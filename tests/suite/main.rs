@@ -5,3 +5,10 @@ mod generate;
 mod golden;
 mod lens;
 mod support;
+mod training;
+
+// Programs whose insides are tested, not only their output.
+#[path = "../../examples/classify/mod.rs"]
+mod classify;
+#[path = "../../examples/common/mod.rs"]
+mod common;

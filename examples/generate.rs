@@ -1,0 +1,204 @@
+//! Continues a text.
+
+mod common;
+
+use std::{io::Write, ops::ControlFlow, process::ExitCode};
+
+use anyhow::Result;
+use clap::Parser;
+use transformer_utils::models::{Ending, GenerateOptions, GeneratedRow, NewToken, Sampling, generate};
+
+use common::{
+    input::InputFlags,
+    model::{ModelFlags, Opened},
+};
+
+/// Continue a text, token by token.
+///
+/// The likeliest token is taken (greedy) unless --temperature, --top-k, --top-p or --seed asks for sampling; the same seed
+/// gives the same text. The text goes to standard output as it is written, prompt first. With --ids, token ids do; the rows
+/// of a batch are continued together and written one after the other, each after its number.
+#[derive(Parser)]
+struct Flags {
+    #[command(flatten)]
+    model: ModelFlags,
+
+    #[command(flatten)]
+    input: InputFlags,
+
+    /// Tokens to add, at most.
+    #[arg(long, value_name = "N", default_value_t = 40, help_heading = "Generation")]
+    max_tokens: usize,
+
+    /// Take the likeliest token, which is the default.
+    #[arg(long, conflicts_with_all = ["temperature", "top_k", "top_p", "seed"], help_heading = "Generation")]
+    greedy: bool,
+
+    /// Sample, from logits divided by this: below 1 is safer, above 1 bolder [default when sampling: 1].
+    #[arg(long, value_name = "T", help_heading = "Generation")]
+    temperature: Option<f64>,
+
+    /// Sample from the K likeliest tokens only.
+    #[arg(long, value_name = "K", help_heading = "Generation")]
+    top_k: Option<usize>,
+
+    /// Sample from the likeliest tokens that together have this probability.
+    #[arg(long, value_name = "P", help_heading = "Generation")]
+    top_p: Option<f64>,
+
+    /// Above 1 makes tokens that the text already has less likely.
+    #[arg(long, value_name = "PENALTY", default_value_t = 1.0, help_heading = "Generation")]
+    repetition_penalty: f64,
+
+    /// Sample, with this seed [default when sampling: 0].
+    #[arg(long, value_name = "SEED", help_heading = "Generation")]
+    seed: Option<u64>,
+
+    /// Go on after an end-of-text token.
+    #[arg(long, help_heading = "Generation")]
+    ignore_end: bool,
+}
+
+impl Flags {
+    fn options(&self) -> GenerateOptions {
+        let sampled = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
+        let sampling = sampled.then(|| Sampling {
+            temperature: self.temperature.unwrap_or(1.0),
+            top_k: self.top_k,
+            top_p: self.top_p,
+            seed: self.seed.unwrap_or(0),
+        });
+        GenerateOptions {
+            max_new_tokens: self.max_tokens,
+            sampling,
+            repetition_penalty: self.repetition_penalty,
+            end_tokens: self.ignore_end.then(Vec::new),
+            ..GenerateOptions::default()
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    common::main(run)
+}
+
+fn run(flags: Flags) -> Result<()> {
+    let opened = flags.model.open()?;
+    let rows = flags.input.read(&opened)?;
+    let mut writer = match &rows.text {
+        Some(text) => Writer::text(&opened, text)?,
+        None if rows.ids.len() == 1 => Writer::ids(rows.single()?)?,
+        None => Writer::Silent,
+    };
+    let mut failed = None;
+    let generated = generate(&opened.model, &rows.ids, &flags.options(), |token| match writer.token(token) {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(error) => {
+            failed = Some(error);
+            ControlFlow::Break(())
+        }
+    });
+    let ended = writer.end();
+    let generated = generated?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    ended?;
+    if let Writer::Silent = writer {
+        for (index, row) in generated.rows.iter().enumerate() {
+            common::print(format_args!("{index}: {}", join(&row.tokens)))?;
+        }
+    }
+    for (index, row) in generated.rows.iter().enumerate() {
+        note(index, generated.rows.len(), row);
+    }
+    Ok(())
+}
+
+/// Says on standard error why a text is shorter than asked, where it is not the model's own choice.
+fn note(index: usize, rows: usize, row: &GeneratedRow) {
+    if row.ending == Ending::ContextFull {
+        let place = if rows > 1 { format!("row {index}: ") } else { String::new() };
+        let new = row.new_tokens().len();
+        eprintln!("{place}stopped after {new} new tokens: the model has no positions left");
+    }
+}
+
+fn join(ids: &[i64]) -> String {
+    ids.iter().map(i64::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// Writes tokens to standard output as they come.
+enum Writer<'a> {
+    /// As text.
+    Text { opened: &'a Opened, pending: Vec<u8> },
+    /// As numbers.
+    Ids,
+    /// Rows of a batch come in turns, which nobody could read.
+    Silent,
+}
+
+impl<'a> Writer<'a> {
+    fn text(opened: &'a Opened, prompt: &str) -> Result<Self> {
+        put(prompt.as_bytes())?;
+        Ok(Self::Text { opened, pending: Vec::new() })
+    }
+
+    fn ids(prompt: &[i64]) -> Result<Self> {
+        put(join(prompt).as_bytes())?;
+        Ok(Self::Ids)
+    }
+
+    fn token(&mut self, token: NewToken) -> Result<()> {
+        match self {
+            Self::Text { opened, pending } => {
+                // The end-of-text token says that the text is over; it is no part of it.
+                if opened.config().end_tokens.contains(&token.id) {
+                    return Ok(());
+                }
+                pending.extend(opened.need_tokens()?.bytes(token.id));
+                put(take_text(pending, false).as_bytes())
+            }
+            Self::Ids => put(format!(",{}", token.id).as_bytes()),
+            Self::Silent => Ok(()),
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if let Self::Text { pending, .. } = self {
+            put(take_text(pending, true).as_bytes())?;
+        }
+        if let Self::Silent = self { Ok(()) } else { put(b"\n") }
+    }
+}
+
+fn put(bytes: &[u8]) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(bytes)?;
+    // Whoever watches wants to see it now.
+    Ok(out.flush()?)
+}
+
+/// Takes the text that `bytes` begin with. A character can lie in several tokens: the bytes of an unfinished one stay,
+/// unless this is the end. Bytes that are no character become U+FFFD.
+fn take_text(bytes: &mut Vec<u8>, end: bool) -> String {
+    let mut text = String::new();
+    let mut rest = 0;
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        rest += chunk.valid().len();
+        let broken = chunk.invalid();
+        let unfinished = !end && rest + broken.len() == bytes.len() && is_unfinished(broken);
+        if !broken.is_empty() && !unfinished {
+            text.push(char::REPLACEMENT_CHARACTER);
+            rest += broken.len();
+        }
+    }
+    bytes.drain(..rest);
+    text
+}
+
+/// Whether more bytes could make a character of these.
+fn is_unfinished(bytes: &[u8]) -> bool {
+    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
+}
