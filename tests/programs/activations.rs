@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::{
-    program::{golden, ids, json, succeed},
+    program::{command, golden, ids, json, succeed},
     support::{cases, matrix, relative_error, tensors},
 };
 
@@ -109,4 +109,29 @@ fn lists_every_site_without_weights() {
             assert!(listed.is_none_or(|listed| listed == found), "{name}: {shape:?}");
         }
     }
+}
+
+#[test]
+fn a_hub_id_is_found_in_the_cache_when_offline() {
+    let cache = tempfile::tempdir().unwrap();
+    let repository = cache.path().join("models--somebody--tiny");
+    let snapshot = repository.join("snapshots/0123456789abcdef");
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(repository.join("refs")).unwrap();
+    std::fs::write(repository.join("refs/v1"), "0123456789abcdef").unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(format!("{}/{file}", golden("gpt2_plain")), snapshot.join(file)).unwrap();
+    }
+    let report = cache.path().join("report.json").display().to_string();
+    let run = |revision: &str| {
+        let arguments = ["--model", "somebody/tiny", "--revision", revision, "--offline", "--json", &report];
+        command("load").args(arguments).env("HF_HUB_CACHE", cache.path()).output().unwrap()
+    };
+    let found = run("v1");
+    assert!(found.status.success(), "{}", String::from_utf8_lossy(&found.stderr));
+    assert_eq!(json(report.as_ref())["model"], "somebody/tiny");
+    let refused = run("v2");
+    assert_eq!(refused.status.code(), Some(2));
+    let line = String::from_utf8(refused.stderr).unwrap();
+    assert!(line.starts_with("error: ") && line.lines().count() == 1 && line.contains("somebody/tiny"), "{line}");
 }

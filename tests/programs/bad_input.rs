@@ -116,6 +116,7 @@ fn checkpoints_that_are_not_there() {
     all_refuse(&["--model", &empty, "--ids", "1,2"], &[&empty, "no weights"]);
     let missing = folder.path().join("missing").display().to_string();
     all_refuse(&["--model", &missing, "--ids", "1,2"], &["missing"]);
+    all_refuse(&["--model", "nobody/has-this", "--offline", "--ids", "1,2"], &["nobody/has-this"]);
 }
 
 #[test]

@@ -24,7 +24,8 @@ pub fn exists(program: &str) -> bool {
     examples.join(format!("{program}.rs")).is_file() || examples.join(program).join("main.rs").is_file()
 }
 
-/// Cargo builds the examples before it runs tests, into a folder beside that of the tests.
+/// `cargo test` builds the examples before it runs tests, into a folder beside that of the tests. `cargo test --test
+/// programs` does not: run `cargo build --examples` first, or it tests old ones.
 fn binary(program: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
     let path = tests.ancestors().nth(2).unwrap().join("examples").join(program);
@@ -33,8 +34,12 @@ fn binary(program: &str) -> PathBuf {
     path
 }
 
-pub fn run(program: &str, arguments: &[&str]) -> Output {
-    Command::new(binary(program)).args(arguments).output().unwrap()
+pub fn command(program: &str) -> Command {
+    Command::new(binary(program))
+}
+
+fn run(program: &str, arguments: &[&str]) -> Output {
+    command(program).args(arguments).output().unwrap()
 }
 
 /// Runs a program that must succeed, and returns its standard output.

@@ -115,7 +115,10 @@ fn load_reports_what_was_placed() {
         succeed("load", &[&["--model", &model, "--json", &report], flags].concat());
         let report = json(report.as_ref());
         assert_eq!(report["bytes_read"], bytes, "{flags:?}");
-        assert_eq!(report["bytes_allocated"], allocated, "{flags:?}");
+        // Direct reads end at whole pages, one or two for each part.
+        let slack = if allocated > 0 { 64 << 10 } else { 0 };
+        let found = report["bytes_allocated"].as_u64().unwrap();
+        assert!((allocated..=allocated + slack).contains(&found), "{flags:?}: {found}");
         assert_eq!(report["tensors_placed"], report["tensors"], "{flags:?}");
     }
 }
