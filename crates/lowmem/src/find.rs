@@ -75,9 +75,9 @@ impl Checkpoint {
         let mut files: Vec<usize> = tensors.into_iter().filter_map(|name| Some(self.index.get(name)?.file)).collect();
         files.sort_unstable();
         files.dedup();
-        let missing =
+        let mut missing =
             files.into_iter().filter_map(|file| self.index.files.get(file)).filter(|file| !file.path.is_file());
-        missing.map(|file| fetch.fetch(&file.path)).collect()
+        missing.try_for_each(|file| fetch.fetch(&file.path))
     }
 }
 
