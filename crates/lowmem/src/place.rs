@@ -65,6 +65,16 @@ struct Chunk {
     end: u64,
 }
 
+/// A chunk that has been read.
+struct Filled<'a> {
+    chunk: &'a Chunk,
+    buffer: &'a Buffer,
+    /// Where in the buffer it begins.
+    lead: u64,
+    /// Room for what is cast before it goes to a GPU.
+    host_cast: Option<&'a Buffer>,
+}
+
 impl Placer<'_> {
     /// Places all of `wanted`.
     pub(crate) fn place(&self, wanted: &[&TensorInfo]) -> Result<Placed> {
@@ -191,8 +201,10 @@ impl Placer<'_> {
                 let Some(span) = spans.get(chunk.span) else { continue };
                 let Ok(answer) = filled.recv() else { break };
                 let (buffer, lead) = answer?;
+                let filled = Filled { chunk, buffer: &buffer, lead, host_cast: host_cast.as_ref() };
                 for &(slot, info) in &span.tensors {
-                    self.use_chunk(chunk, info, &buffer, lead, host_cast.as_ref(), slot, slots, placed)?;
+                    let Some(target) = slots.get_mut(slot) else { continue };
+                    self.use_chunk(&filled, info, target, placed)?;
                 }
                 // A copy to the device reads the buffer until it has ended.
                 if let Device::Cuda(index) = self.device {
@@ -205,24 +217,24 @@ impl Placer<'_> {
     }
 
     /// Copies what `chunk` holds of one tensor to its place.
-    #[allow(clippy::too_many_arguments)]
     fn use_chunk(
         &self,
-        chunk: &Chunk,
+        filled: &Filled<'_>,
         info: &TensorInfo,
-        buffer: &Buffer,
-        lead: u64,
-        host_cast: Option<&Buffer>,
-        slot: usize,
-        slots: &mut [Option<Tensor>],
+        target: &mut Option<Tensor>,
         placed: &mut Placed,
     ) -> Result<()> {
+        let Filled { chunk, buffer, lead, host_cast } = *filled;
         let info_end = info.offset + info.bytes();
         let (from, to) = (chunk.begin.max(info.offset), chunk.end.min(info_end));
-        let Some(target) = slots.get_mut(slot).filter(|_| from < to) else { return Ok(()) };
+        if from >= to {
+            return Ok(());
+        }
         if target.is_none() {
             let fresh = self.empty(info)?;
-            prefer_huge_pages(&fresh);
+            if self.passing {
+                prefer_huge_pages(&fresh);
+            }
             placed.allocated += info.elements() * self.dtype.bytes();
             *target = Some(fresh);
         }

@@ -52,7 +52,9 @@ impl Buffer {
             Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?
         };
         let storage = if pinned_for.is_cuda() { storage.f_pin_memory(pinned_for)? } else { storage };
-        prefer_huge_pages(&storage);
+        if passing {
+            prefer_huge_pages(&storage);
+        }
         Ok(Self { storage, capacity: capacity as usize })
     }
 
@@ -120,6 +122,10 @@ pub(crate) fn passing_bytes(bytes: u64) -> Result<Tensor, TchError> {
 }
 
 /// Backs a fresh, large tensor on the CPU with few large pages: filling it costs a fault for each.
+///
+/// For memory that passes, the kernel has the large pages of the last time at hand: measured, streaming is about twice as
+/// fast with them. For memory that is kept it must find new ones, which on a virtual machine can mean asking the host for
+/// each: measured, two to four times slower than small pages.
 pub(crate) fn prefer_huge_pages(fresh: &Tensor) {
     #[cfg(target_os = "linux")]
     if fresh.device() == Device::Cpu {

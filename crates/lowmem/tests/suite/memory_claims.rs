@@ -173,7 +173,7 @@ fn streaming_runs_what_does_not_fit() {
 child!(looping_child, |variable: &dyn Fn(&str) -> String| {
     warm_up();
     let path = PathBuf::from(variable("TEST_PATH"));
-    let mut early = 0;
+    let mut held = Vec::new();
     for round in 0..200 {
         let residency = [Residency::Mapped, Residency::Resident, Residency::Streamed][round % 3];
         let checkpoint = Checkpoint::open(&path).unwrap();
@@ -185,12 +185,11 @@ child!(looping_child, |variable: &dyn Fn(&str) -> String| {
         .unwrap();
         assert!(forward(&parts).is_finite());
         drop(parts);
-        if round == 30 {
-            early = status("RssAnon");
-        }
+        held.push(status("RssAnon"));
     }
-    let late = status("RssAnon");
-    assert!(late <= early + 4 * MEBIBYTE, "{early} bytes after 30 rounds, {late} after 200");
+    // The C library may keep a freed block or not; whoever leaked one each round would be a hundred blocks up.
+    let (early, late) = (held[..100].iter().max().unwrap(), held[100..].iter().max().unwrap());
+    assert!(*late <= early + PART + 4 * MEBIBYTE, "{early} bytes in the first hundred rounds, {late} in the second");
     let descriptors = fs::read_dir("/proc/self/fd").unwrap().count();
     assert!(descriptors < 30, "{descriptors} open files");
 });
