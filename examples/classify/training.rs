@@ -154,7 +154,7 @@ fn store_of(groups: &[Vec<Tensor>], device: Device) -> Result<nn::VarStore> {
         let path = store.root().set_group(group);
         for (index, tensor) in tensors.iter().enumerate() {
             // tch can make a variable but not take one: an empty one is made and the tensor put in its place.
-            path.f_zeros(&format!("{group}-{index}"), &[0])?;
+            drop(path.f_zeros(&format!("{group}-{index}"), &[0])?);
             let mut variables = store.variables_.lock().ok().context("the variables are locked")?;
             let last = variables.trainable_variables.last_mut().context("the variable was not added")?;
             last.tensor = tensor.shallow_clone();

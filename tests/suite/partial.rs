@@ -216,7 +216,7 @@ fn a_model_is_used_on_one_thread_after_another() {
     let first = one(&model, "lm_head", &Input::from_rows(&ids).unwrap());
     let copy = ids.clone();
     let model = std::thread::spawn(move || {
-        one(&model, "lm_head", &Input::from_rows(&copy).unwrap());
+        drop(one(&model, "lm_head", &Input::from_rows(&copy).unwrap()));
         model
     });
     let model = model.join().unwrap();
