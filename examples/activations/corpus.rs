@@ -25,16 +25,19 @@ use crate::common::{
 };
 
 /// What `--help` says below the flags.
-pub const HELP: &str = "\
-Many texts: with --file TEXTS.jsonl, --out is a folder. A line of the file is a string, {\"text\": ...} or {\"ids\": [...]}; an
-\"id\" beside them comes back in the index. The folder gets activations-00000.safetensors, ... and, when all of them are
-there, index.jsonl, one line a text in the order of the file:
-  {\"id\": ..., \"line\": 1, \"file\": \"activations-00003.safetensors\", \"start\": 120, \"tokens\": 17}
-Each file holds one tensor a name, all its tokens one after the other: [tokens, ...]; and ids, [tokens]. In Python:
-  with safe_open(folder / entry[\"file\"], \"pt\") as file:
-      text = file.get_slice(\"h.3\")[entry[\"start\"]:entry[\"start\"] + entry[\"tokens\"]]
-An attention pattern is [tokens, head, key], a row for each query, zero beyond the text's own keys.
-Files are written whole or not at all: run the same command again after a kill, and it goes on where it was.";
+pub const HELP: &str = r#"Many texts:
+  With --file TEXTS.jsonl, --out is a folder. A line of the file is a string, {"text": ...} or {"ids": [...]}; an "id" beside them comes back in the index. The folder gets activations-00000.safetensors and so on and, when all of them are there, index.jsonl with one line a text, in the order of the file:
+
+    {"id": ..., "line": 1, "file": "activations-00003.safetensors", "start": 120, "tokens": 17}
+
+  Each file holds one tensor a name, the tokens of all its texts one after the other, [tokens, ...], and ids, [tokens]. In Python:
+
+    with safe_open(folder / entry["file"], "pt") as file:
+        values = file.get_slice("h.3")[entry["start"]:entry["start"] + entry["tokens"]]
+
+  An attention pattern is [tokens, head, key]: a row for each query, zero beyond the text's own keys.
+
+  Files are written whole or not at all. After a kill, the same command goes on where it was."#;
 
 /// How a `--file` of many texts is worked through.
 #[derive(Args, Clone, Debug)]

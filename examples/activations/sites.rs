@@ -48,6 +48,11 @@ impl Node {
     }
 }
 
+/// What the tree leaves out.
+const ALIASES: &str = "\
+Each name also works with \"transformer.\" in front; \"transformer\" itself is ln_f. TransformerLens's names work too:
+hook_embed, blocks.3.hook_resid_pre, blocks.3.attn.hook_z, blocks.3.mlp.hook_post, blocks.3.hook_resid_post and others.";
+
 /// The names as a tree, with shapes and dtypes; blocks that are alike are shown once unless `all`.
 pub fn tree(opened: &Opened, all: bool) -> String {
     let mut root = Node::default();
@@ -84,7 +89,7 @@ pub fn tree(opened: &Opened, all: bool) -> String {
     }
     let config = opened.config();
     format!(
-        "{}: {} blocks, {} heads of {}, {} positions, {} tokens in the vocabulary\n\n{}",
+        "{}: {} blocks, {} heads of {}, {} positions, {} tokens in the vocabulary\n\n{}\n{ALIASES}",
         opened.placement(),
         config.layers(),
         config.heads,

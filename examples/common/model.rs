@@ -9,14 +9,14 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{
     Args,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use serde::Serialize;
 use transformer_utils::{
-    lowmem::{Checkpoint, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, DtypeChoice, HubOptions, LoadOptions, Residency, Source},
     models::{Config, Model},
     tch::{Cuda, Device},
 };
@@ -35,7 +35,7 @@ pub struct ModelFlags {
     #[arg(long, value_name = "R")]
     pub revision: Option<String>,
 
-    /// Fetch nothing: use what is on this machine.
+    /// Fetch nothing from the Hub: use what its cache on this machine has.
     #[arg(long)]
     pub offline: bool,
 
@@ -49,7 +49,7 @@ pub struct ModelFlags {
 
     /// Where the weights live: mapped (views of the file, nothing is copied), resident (converted or moved once, then
     /// kept) or streamed (placed block by block, for models larger than memory). auto is mapped where that is possible,
-    /// else resident.
+    /// streamed where the weights exceed the free memory, else resident.
     #[arg(
         long,
         default_value = "auto",
@@ -154,7 +154,8 @@ pub struct Placement {
     family: &'static str,
     device: String,
     dtype: String,
-    residency: &'static str,
+    /// Where the weights live.
+    pub residency: &'static str,
     threads: i32,
 }
 
@@ -167,17 +168,20 @@ impl ModelFlags {
             let hint = "the bundled model is not where this program was built; choose one with --model";
             return Checkpoint::open(&folder).context(hint);
         };
-        if Path::new(asked).exists() {
+        let source = Source::parse(asked)?;
+        if matches!(source, Source::Local(_)) {
             ensure!(
                 self.revision.is_none(),
                 "--revision: {asked} is on this machine; only models on the Hub have revisions"
             );
-            return Ok(Checkpoint::open(asked)?);
         }
-        if self.revision.is_some() || self.offline {
-            bail!("{asked}: no such file or folder, and this build cannot look it up on the Hub");
-        }
-        Ok(Checkpoint::open(asked)?)
+        let options = HubOptions {
+            revision: self.revision.clone(),
+            offline: self.offline,
+            progress: Arc::new(LoadBar::default()),
+            ..HubOptions::default()
+        };
+        Ok(Checkpoint::find(&source, &options)?)
     }
 
     /// What the model is called in titles and reports.

@@ -26,25 +26,53 @@ fn bar(length: u64, template: &str) -> ProgressBar {
     }
 }
 
-/// Shows weights being placed.
+/// Shows files being fetched and weights being placed. They come one after the other, or a file while weights are placed;
+/// the file is then what people wait for.
 #[derive(Default)]
 pub struct LoadBar {
     bar: Mutex<Option<ProgressBar>>,
+    download: Mutex<Option<ProgressBar>>,
 }
 
-impl LoadBar {
-    fn with(&self, act: impl FnOnce(&mut Option<ProgressBar>)) {
-        act(&mut self.bar.lock().unwrap_or_else(PoisonError::into_inner));
+fn with(bar: &Mutex<Option<ProgressBar>>, act: impl FnOnce(&mut Option<ProgressBar>)) {
+    act(&mut bar.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+fn finish(bar: &mut Option<ProgressBar>) {
+    if let Some(bar) = bar.take() {
+        bar.finish_and_clear();
     }
 }
 
 impl Progress for LoadBar {
+    fn download_begin(&self, file: &str, length: u64, already: u64) {
+        with(&self.download, |bar| {
+            finish(bar);
+            let new = bytes(length).with_position(already);
+            new.reset_eta();
+            new.set_message(file.to_owned());
+            *bar = Some(new);
+        });
+    }
+
+    fn downloaded(&self, _: &str, bytes: u64) {
+        with(&self.download, |bar| {
+            if let Some(bar) = bar {
+                bar.inc(bytes);
+            }
+        });
+    }
+
+    fn download_end(&self, _: &str) {
+        with(&self.download, finish);
+    }
+
     fn begin(&self, length: u64) {
-        self.with(|bar| *bar = Some(bytes(length)));
+        with(&self.bar, |bar| *bar = Some(bytes(length)));
     }
 
     fn placed(&self, name: &str, bytes: u64) {
-        self.with(|bar| {
+        with(&self.bar, |bar| {
             if let Some(bar) = bar {
                 bar.set_message(name.to_owned());
                 bar.inc(bytes);
@@ -53,10 +81,6 @@ impl Progress for LoadBar {
     }
 
     fn end(&self) {
-        self.with(|bar| {
-            if let Some(bar) = bar.take() {
-                bar.finish_and_clear();
-            }
-        });
+        with(&self.bar, finish);
     }
 }

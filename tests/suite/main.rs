@@ -2,8 +2,10 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod generate;
+mod checkpoints;
 mod golden;
 mod lens;
+mod partial;
 mod support;
 mod training;
 

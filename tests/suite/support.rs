@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, path::Path, path::PathBuf};
 
 use serde_json::Value;
 use transformer_utils::{
-    lowmem::{Checkpoint, LoadOptions, PartRequest, Parts, TensorRequest},
+    lowmem::{Checkpoint, LoadOptions},
     models::{Input, Model},
     tch::{Kind, Tensor},
 };
@@ -98,11 +98,4 @@ pub fn relative_error(found: &Tensor, expected: &Tensor) -> f64 {
     let largest = expected.abs().max().double_value(&[]);
     let difference = (found - &expected).abs().max().double_value(&[]);
     if difference.is_nan() { f64::INFINITY } else { difference / largest.max(f64::MIN_POSITIVE) }
-}
-
-/// One part with every tensor of a checkpoint, in the order of their names.
-pub fn all_parts(checkpoint: &Checkpoint, options: &LoadOptions) -> Parts {
-    let tensors = checkpoint.index().tensors.values();
-    let requests = tensors.map(|info| TensorRequest::new(info.name.as_str(), info.shape.clone())).collect();
-    Parts::new(checkpoint, vec![PartRequest { label: "all".into(), tensors: requests }], options).unwrap()
 }

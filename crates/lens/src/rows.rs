@@ -47,7 +47,7 @@ impl RowOptions {
             rows.push(RowPlan { name: "input".into(), site: Site::INPUT });
         }
         let last = layers.saturating_sub(1);
-        let stepped = |block: &usize| block % self.block_step == 0 || (self.force_output && *block == last);
+        let stepped = |block: &usize| block.is_multiple_of(self.block_step) || (self.force_output && *block == last);
         for block in (0..layers).filter(stepped) {
             let row =
                 |suffix: &str, point| RowPlan { name: format!("h.{block}{suffix}"), site: Site::block(block, point) };

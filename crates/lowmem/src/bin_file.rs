@@ -252,7 +252,7 @@ fn place(path: &Path, pickle: &Pickle, storages: &Storages, name: &str, id: Id) 
     }
     let width = dtype.bytes();
     let product = |from: u64| shape.iter().try_fold(from, |product, &size| product.checked_mul(size as u64));
-    if !product(width).is_some_and(|bytes| i64::try_from(bytes).is_ok()) {
+    if product(width).is_none_or(|bytes| i64::try_from(bytes).is_err()) {
         return Err(bad(format!("its shape {shape:?} is beyond 64 bits")));
     }
     let empty = shape.contains(&0);

@@ -22,10 +22,11 @@ pub(crate) const WEIGHTS: [&str; 4] =
 /// A checkpoint that has been found and indexed; no weight has been read.
 #[derive(Clone)]
 pub struct Checkpoint {
-    path: PathBuf,
-    folder: PathBuf,
-    index: Index,
-    fetch: Option<Arc<dyn Fetch>>,
+    pub(crate) path: PathBuf,
+    pub(crate) folder: PathBuf,
+    pub(crate) index: Index,
+    /// None when all files are here.
+    pub(crate) fetch: Option<Arc<dyn Fetch>>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -53,14 +54,13 @@ impl Checkpoint {
         let path = path.as_ref();
         let metadata = fs::metadata(path).map_err(|_| Error::NotFound { path: path.to_owned() })?;
         let folder = if metadata.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
-        let weights = if metadata.is_dir() { find_weights(path)? } else { path.to_owned() };
-        let index = if weights.extension().is_some_and(|extension| extension == "json") {
-            read_shards(&weights)?
+        let index = if metadata.is_dir() {
+            let missing = || Error::NoWeights { folder: folder.to_owned(), looked_for: WEIGHTS.to_vec() };
+            index_folder(&LocalFolder(folder))?.ok_or_else(missing)?
+        } else if path.extension().is_some_and(|extension| extension == "json") {
+            read_shards(path, &LocalFolder(folder))?
         } else {
-            let (file, tensors) = read_file(&weights)?;
-            let mut index = Index::default();
-            index.add(file, tensors)?;
-            index
+            single(read_file(path)?)?
         };
         Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None })
     }
@@ -101,13 +101,61 @@ impl Checkpoint {
     }
 }
 
-fn find_weights(folder: &Path) -> Result<PathBuf> {
-    let found = WEIGHTS.iter().map(|name| folder.join(name)).find(|path| path.is_file());
-    found.ok_or_else(|| Error::NoWeights { folder: folder.to_owned(), looked_for: WEIGHTS.to_vec() })
+/// The files of a checkpoint, wherever they are.
+pub(crate) trait Folder {
+    /// The path of a file that is needed as a whole.
+    fn file(&self, name: &str) -> Result<Option<PathBuf>>;
+
+    /// What a weight file holds.
+    fn weights(&self, name: &str) -> Result<Option<Indexed>>;
+
+    /// Which of [`WEIGHTS`] is here, at no cost.
+    fn preferred(&self) -> Option<&'static str>;
+}
+
+/// A weight file and what it holds.
+pub(crate) type Indexed = (WeightFile, Vec<TensorInfo>);
+
+/// A folder on this machine.
+pub(crate) struct LocalFolder<'a>(pub(crate) &'a Path);
+
+impl Folder for LocalFolder<'_> {
+    fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+        Ok(Some(self.0.join(name)).filter(|path| path.is_file()))
+    }
+
+    fn weights(&self, name: &str) -> Result<Option<Indexed>> {
+        self.file(name)?.map(|path| read_file(&path)).transpose()
+    }
+
+    fn preferred(&self) -> Option<&'static str> {
+        WEIGHTS.into_iter().find(|name| self.0.join(name).is_file())
+    }
+}
+
+/// Indexes the best weights that a folder has.
+pub(crate) fn index_folder(folder: &dyn Folder) -> Result<Option<Index>> {
+    let names = folder.preferred().map_or(WEIGHTS.to_vec(), |name| vec![name]);
+    for name in names {
+        if name.ends_with(".json") {
+            if let Some(path) = folder.file(name)? {
+                return read_shards(&path, folder).map(Some);
+            }
+        } else if let Some(indexed) = folder.weights(name)? {
+            return single(indexed).map(Some);
+        }
+    }
+    Ok(None)
+}
+
+fn single((file, tensors): Indexed) -> Result<Index> {
+    let mut index = Index::default();
+    index.add(file, tensors)?;
+    Ok(index)
 }
 
 /// Indexes one weight file of any kind.
-fn read_file(path: &Path) -> Result<(WeightFile, Vec<TensorInfo>)> {
+pub(crate) fn read_file(path: &Path) -> Result<Indexed> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut magic = Vec::new();
     fs::File::open(path).and_then(|file| file.take(8).read_to_end(&mut magic)).map_err(io)?;
@@ -127,7 +175,7 @@ struct ShardIndex {
     weight_map: BTreeMap<String, String>,
 }
 
-fn read_shards(path: &Path) -> Result<Index> {
+fn read_shards(path: &Path, shelf: &dyn Folder) -> Result<Index> {
     let text = fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
     let ShardIndex { weight_map } =
         serde_json::from_str(&text).map_err(|source| Error::Json { path: path.to_owned(), source })?;
@@ -143,11 +191,10 @@ fn read_shards(path: &Path) -> Result<Index> {
     }
     let mut index = Index::default();
     for (shard, tensor) in shards {
-        let shard = folder.join(shard);
-        if !shard.is_file() {
+        let Some((file, tensors)) = shelf.weights(shard)? else {
+            let shard = folder.join(shard);
             return Err(Error::ShardMissing { index: path.to_owned(), tensor: tensor.to_owned(), shard });
-        }
-        let (file, tensors) = read_file(&shard)?;
+        };
         index.add(file, tensors)?;
     }
     for (tensor, shard) in weight_map {

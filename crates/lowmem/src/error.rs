@@ -27,6 +27,51 @@ pub enum Error {
         /// File names that would have been taken, best first.
         looked_for: Vec<&'static str>,
     },
+    /// A file is not in the local cache and cannot be fetched.
+    #[error("{id} at {revision}: {file} is not in the cache {cache}, and {why}")]
+    NotCached {
+        /// The repository.
+        id: String,
+        /// The revision asked for.
+        revision: String,
+        /// The file.
+        file: String,
+        /// The repository's folder in the cache.
+        cache: PathBuf,
+        /// Why it is not fetched.
+        why: &'static str,
+    },
+    /// The Hub's repository has no such file.
+    #[error("{id} at {revision}: no such repository or revision on the Hub, or it has no {file}")]
+    NotOnHub {
+        /// The repository.
+        id: String,
+        /// The revision asked for.
+        revision: String,
+        /// The file.
+        file: String,
+    },
+    /// The Hub cannot be reached, refuses, or answers nonsense.
+    #[error("{url}: {problem}")]
+    Hub {
+        /// The address that was asked for.
+        url: String,
+        /// The HTTP status, where there was an answer.
+        status: Option<u16>,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// A revision that cannot name a branch, tag or commit.
+    #[error("{id}: {revision:?} is not a revision")]
+    Revision {
+        /// The repository.
+        id: String,
+        /// The revision asked for.
+        revision: String,
+    },
+    /// There is no place for a cache.
+    #[error("no folder for the Hugging Face cache: neither HF_HUB_CACHE, HF_HOME nor a home folder is set")]
+    NoCache,
     /// Reading or writing a file failed.
     #[error("{path}: {source}")]
     Io {

@@ -23,11 +23,15 @@
 //! ```
 
 mod bin_file;
+mod cache;
 mod checkpoint;
 mod choose;
 mod dtype;
 mod error;
 mod files;
+mod find;
+#[cfg(feature = "hub")]
+mod hub;
 mod index;
 mod memory;
 mod options;
@@ -38,6 +42,7 @@ mod prefetch;
 mod read;
 mod report;
 mod safetensors_file;
+mod source;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
@@ -48,3 +53,4 @@ pub use options::{DtypeChoice, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, TensorRequest};
 pub use report::{LoadReport, NoProgress, Progress};
 pub use safetensors_file::save_safetensors;
+pub use source::{HubOptions, Source};

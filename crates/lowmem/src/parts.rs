@@ -462,7 +462,8 @@ impl Shared {
         let progress = &*self.options.progress;
         if self.residency != Residency::Mapped {
             let (device, staging_bytes) = (self.options.device, self.options.staging_bytes);
-            return Placer { files, dtype: self.dtype, device, staging_bytes, progress }.place(infos);
+            let passing = self.residency == Residency::Streamed;
+            return Placer { files, dtype: self.dtype, device, staging_bytes, passing, progress }.place(infos);
         }
         let mut placed = Placed::default();
         for info in infos {

@@ -15,7 +15,7 @@ use crate::{
     Dtype, Error, Progress, Result,
     files::{Files, OpenFile, shape_view},
     index::TensorInfo,
-    read::{ALIGNMENT, Buffer, prefer_huge_pages},
+    read::{ALIGNMENT, Buffer, passing_bytes, prefer_huge_pages},
 };
 
 /// Tensors closer than this in the file, in bytes, are read together.
@@ -33,6 +33,8 @@ pub(crate) struct Placer<'a> {
     pub(crate) dtype: Dtype,
     pub(crate) device: Device,
     pub(crate) staging_bytes: u64,
+    /// Whether the tensors are dropped soon, and their memory is to be free then.
+    pub(crate) passing: bool,
     pub(crate) progress: &'a dyn Progress,
 }
 
@@ -63,6 +65,16 @@ struct Chunk {
     end: u64,
 }
 
+/// A chunk that has been read.
+struct Filled<'a> {
+    chunk: &'a Chunk,
+    buffer: &'a Buffer,
+    /// Where in the buffer it begins.
+    lead: u64,
+    /// Room for what is cast before it goes to a GPU.
+    host_cast: Option<&'a Buffer>,
+}
+
 impl Placer<'_> {
     /// Places all of `wanted`.
     pub(crate) fn place(&self, wanted: &[&TensorInfo]) -> Result<Placed> {
@@ -91,7 +103,14 @@ impl Placer<'_> {
     }
 
     fn empty(&self, info: &TensorInfo) -> Result<Tensor> {
-        Tensor::f_empty(&info.shape[..], (self.dtype.kind(), self.device)).map_err(self.error(info))
+        let fresh = || {
+            if !self.passing || self.device != Device::Cpu {
+                return Tensor::f_empty(&info.shape[..], (self.dtype.kind(), self.device));
+            }
+            let bytes = info.elements() * self.dtype.bytes();
+            passing_bytes(bytes)?.f_narrow(0, 0, bytes as i64)?.f_view_dtype(self.dtype.kind())?.f_view(&info.shape[..])
+        };
+        fresh().map_err(self.error(info))
     }
 
     fn done(&self, info: &TensorInfo, placed: &mut Placed) {
@@ -108,7 +127,7 @@ impl Placer<'_> {
         for span in self.spans(wanted)? {
             let Some((_, first)) = span.tensors.first() else { continue };
             let length = span.end - span.begin;
-            let mut buffer = Buffer::new(length, Device::Cpu).map_err(self.error(first))?;
+            let mut buffer = Buffer::new(length, Device::Cpu, self.passing).map_err(self.error(first))?;
             let lead = buffer.fill(&span.file, span.begin, length, span.aligned)?;
             placed.allocated += buffer.allocated();
             for &(slot, info) in &span.tensors {
@@ -131,7 +150,7 @@ impl Placer<'_> {
         for (slot, info) in strided {
             // Elements out of order cannot pass in pieces; only transposed or sliced tensors of a `.bin` are like this.
             let file = self.files.open(info)?;
-            let mut buffer = Buffer::new(info.extent(), Device::Cpu).map_err(self.error(info))?;
+            let mut buffer = Buffer::new(info.extent(), Device::Cpu, true).map_err(self.error(info))?;
             let lead = buffer.fill(&file, info.offset, info.extent(), info.is_aligned())?;
             placed.staging = placed.staging.max(buffer.allocated());
             let copy = || {
@@ -153,13 +172,13 @@ impl Placer<'_> {
         let capacity = chunks.iter().map(|chunk| chunk.end - chunk.begin).max().unwrap_or(0);
         let (free, empty_buffers) = mpsc::channel();
         for _ in 0..BUFFERS.min(chunks.len() as u64) {
-            let buffer = Buffer::new(capacity, self.device).map_err(self.error(first))?;
+            let buffer = Buffer::new(capacity, self.device, true).map_err(self.error(first))?;
             placed.staging += buffer.allocated();
             // Cannot fail: both ends are here.
             let _ = free.send(buffer);
         }
         let host_cast =
-            if on_gpu { Some(Buffer::new(capacity, self.device).map_err(self.error(first))?) } else { None };
+            if on_gpu { Some(Buffer::new(capacity, self.device, true).map_err(self.error(first))?) } else { None };
         placed.staging += host_cast.as_ref().map_or(0, Buffer::allocated);
         thread::scope(|scope| {
             let (read, filled) = mpsc::channel();
@@ -182,8 +201,10 @@ impl Placer<'_> {
                 let Some(span) = spans.get(chunk.span) else { continue };
                 let Ok(answer) = filled.recv() else { break };
                 let (buffer, lead) = answer?;
+                let filled = Filled { chunk, buffer: &buffer, lead, host_cast: host_cast.as_ref() };
                 for &(slot, info) in &span.tensors {
-                    self.use_chunk(chunk, info, &buffer, lead, host_cast.as_ref(), slot, slots, placed)?;
+                    let Some(target) = slots.get_mut(slot) else { continue };
+                    self.use_chunk(&filled, info, target, placed)?;
                 }
                 // A copy to the device reads the buffer until it has ended.
                 if let Device::Cuda(index) = self.device {
@@ -196,24 +217,24 @@ impl Placer<'_> {
     }
 
     /// Copies what `chunk` holds of one tensor to its place.
-    #[allow(clippy::too_many_arguments)]
     fn use_chunk(
         &self,
-        chunk: &Chunk,
+        filled: &Filled<'_>,
         info: &TensorInfo,
-        buffer: &Buffer,
-        lead: u64,
-        host_cast: Option<&Buffer>,
-        slot: usize,
-        slots: &mut [Option<Tensor>],
+        target: &mut Option<Tensor>,
         placed: &mut Placed,
     ) -> Result<()> {
+        let Filled { chunk, buffer, lead, host_cast } = *filled;
         let info_end = info.offset + info.bytes();
         let (from, to) = (chunk.begin.max(info.offset), chunk.end.min(info_end));
-        let Some(target) = slots.get_mut(slot).filter(|_| from < to) else { return Ok(()) };
+        if from >= to {
+            return Ok(());
+        }
         if target.is_none() {
             let fresh = self.empty(info)?;
-            prefer_huge_pages(&fresh);
+            if self.passing {
+                prefer_huge_pages(&fresh);
+            }
             placed.allocated += info.elements() * self.dtype.bytes();
             *target = Some(fresh);
         }

@@ -40,13 +40,21 @@ pub(crate) struct Buffer {
 }
 
 impl Buffer {
-    /// Room for any `bytes` consecutive bytes of a file; page-locked for transfers where `pinned_for` is a GPU.
-    pub(crate) fn new(bytes: u64, pinned_for: Device) -> Result<Self, TchError> {
+    /// Room for any `bytes` consecutive bytes of a file; page-locked for transfers where `pinned_for` is a GPU. `passing`
+    /// memory is given back to the system as soon as it is dropped.
+    pub(crate) fn new(bytes: u64, pinned_for: Device, passing: bool) -> Result<Self, TchError> {
         // One block because the first byte may be in the middle of one, one for the last, one to align the address.
         let capacity = bytes + 2 * ALIGNMENT;
-        let storage = Tensor::f_empty([(capacity + ALIGNMENT) as i64], (Kind::Uint8, Device::Cpu))?;
+        let bytes = capacity + ALIGNMENT;
+        let storage = if passing && !pinned_for.is_cuda() {
+            passing_bytes(bytes)?
+        } else {
+            Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?
+        };
         let storage = if pinned_for.is_cuda() { storage.f_pin_memory(pinned_for)? } else { storage };
-        prefer_huge_pages(&storage);
+        if passing {
+            prefer_huge_pages(&storage);
+        }
         Ok(Self { storage, capacity: capacity as usize })
     }
 
@@ -62,7 +70,7 @@ impl Buffer {
 
     fn spare(&mut self) -> &mut [MaybeUninit<u8>] {
         let first = self.storage.data_ptr().cast::<MaybeUninit<u8>>().wrapping_add(self.pad());
-        // SAFETY: the storage holds `capacity + ALIGNMENT` bytes on the CPU and `pad` is less than `ALIGNMENT`, so the
+        // SAFETY: the storage holds at least `capacity + ALIGNMENT` bytes on the CPU and `pad` is less than `ALIGNMENT`, so the
         // range lies inside it; it lives as long as `self.storage`. `Buffer::new` made it and nothing else holds it, save
         // views from `bytes`, which are gone by contract when a buffer is filled again. `MaybeUninit` needs no
         // initialised bytes.
@@ -103,7 +111,21 @@ impl Buffer {
     }
 }
 
+/// At least `bytes` bytes on the CPU that are given back to the system as soon as they are dropped.
+///
+/// The C library's allocator keeps smaller blocks for later, for each thread its own, which would make streaming hold
+/// several times its budget. Blocks of this size it never keeps; pages that are not touched cost nothing.
+pub(crate) fn passing_bytes(bytes: u64) -> Result<Tensor, TchError> {
+    const KEPT_BELOW: u64 = 33 << 20;
+    let bytes = if bytes >= 1 << 20 { bytes.max(KEPT_BELOW) } else { bytes };
+    Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))
+}
+
 /// Backs a fresh, large tensor on the CPU with few large pages: filling it costs a fault for each.
+///
+/// For memory that passes, the kernel has the large pages of the last time at hand: measured, streaming is about twice as
+/// fast with them. For memory that is kept it must find new ones, which on a virtual machine can mean asking the host for
+/// each: measured, two to four times slower than small pages.
 pub(crate) fn prefer_huge_pages(fresh: &Tensor) {
     #[cfg(target_os = "linux")]
     if fresh.device() == Device::Cpu {
@@ -222,7 +244,7 @@ fn give_back(_file: &File, _begin: u64, _length: u64) {}
 /// Rows of a table that lies row by row from `begin` on, each `row` bytes long, one after the other in memory of their
 /// own. Neighbours that follow each other are one read.
 pub(crate) fn read_rows(file: &OpenFile, begin: u64, row: u64, rows: &[u64]) -> Result<Result<Buffer, TchError>> {
-    let mut buffer = match Buffer::new(row * rows.len() as u64, Device::Cpu) {
+    let mut buffer = match Buffer::new(row * rows.len() as u64, Device::Cpu, false) {
         Ok(buffer) => buffer,
         Err(error) => return Ok(Err(error)),
     };

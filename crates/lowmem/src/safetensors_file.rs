@@ -69,24 +69,38 @@ pub(crate) fn read_header(path: &Path) -> Result<(WeightFile, Vec<TensorInfo>)> 
     let io = |source| Error::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;
     let bytes = file.metadata().map_err(io)?.len();
-    let truncated = |expected| Error::TruncatedHeader { file: path.to_owned(), expected, found: bytes };
-    if bytes < LENGTH_BYTES {
+    let mut header = Vec::new();
+    file.by_ref().take(LENGTH_BYTES).read_to_end(&mut header).map_err(io)?;
+    let end = header_end(path, bytes, &header)?;
+    file.take(end - LENGTH_BYTES).read_to_end(&mut header).map_err(io)?;
+    parse_header(path, bytes, &header)
+}
+
+/// Where the header of a file of `file_bytes` ends, from at least its first eight bytes.
+pub(crate) fn header_end(path: &Path, file_bytes: u64, start: &[u8]) -> Result<u64> {
+    let truncated = |expected| Error::TruncatedHeader { file: path.to_owned(), expected, found: file_bytes };
+    let Some(length) = start.first_chunk::<{ LENGTH_BYTES as usize }>() else {
         return Err(truncated(LENGTH_BYTES));
-    }
-    let mut length = [0; LENGTH_BYTES as usize];
-    file.read_exact(&mut length).map_err(io)?;
-    let length = u64::from_le_bytes(length);
+    };
+    let length = u64::from_le_bytes(*length);
     if length > HEADER_LIMIT {
         return Err(Error::HeaderTooLarge { file: path.to_owned(), bytes: length, limit: HEADER_LIMIT });
     }
-    let data = LENGTH_BYTES + length;
-    if bytes < data {
-        return Err(truncated(data));
-    }
-    let mut header = vec![0; length as usize];
-    file.read_exact(&mut header).map_err(io)?;
+    let end = LENGTH_BYTES + length;
+    if file_bytes < end { Err(truncated(end)) } else { Ok(end) }
+}
+
+/// Reads a header, length field included, of a file of `bytes`, which need not be here.
+pub(crate) fn parse_header(path: &Path, bytes: u64, header: &[u8]) -> Result<(WeightFile, Vec<TensorInfo>)> {
+    let data = header_end(path, bytes, header)?;
+    let text = header.get(LENGTH_BYTES as usize..data as usize);
+    let text = text.ok_or_else(|| Error::TruncatedHeader {
+        file: path.to_owned(),
+        expected: data,
+        found: header.len() as u64,
+    })?;
     let Header(entries) =
-        serde_json::from_slice(&header).map_err(|source| Error::Header { file: path.to_owned(), source })?;
+        serde_json::from_slice(text).map_err(|source| Error::Header { file: path.to_owned(), source })?;
     let mut tensors = Vec::with_capacity(entries.len());
     for (name, entry) in entries {
         tensors.push(check_entry(path, bytes, data, name, entry)?);

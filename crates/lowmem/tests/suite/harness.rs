@@ -76,3 +76,29 @@ pub(crate) fn assert_same(left: &[(String, Tensor)], right: &[(String, Tensor)])
         assert!(left.equal(right), "{left_name} differs");
     }
 }
+
+/// Defines a test that does nothing unless [`in_child`] runs it in a process of its own.
+macro_rules! child {
+    ($name:ident, $body:expr) => {
+        #[test]
+        fn $name() {
+            if std::env::var_os("LOWMEM_TEST_CHILD").is_some() {
+                let body: fn(&dyn Fn(&str) -> String) = $body;
+                body(&|name| std::env::var(name).unwrap());
+            }
+        }
+    };
+}
+pub(crate) use child;
+
+/// Runs one [`child!`] of this test program, with these variables, in a process of its own.
+pub(crate) fn in_child(test: &str, variables: &[(&str, &str)]) -> std::process::Output {
+    std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
+        .env_remove("HF_TOKEN")
+        .env_remove("HF_HUB_OFFLINE")
+        .env("LOWMEM_TEST_CHILD", "1")
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap()
+}

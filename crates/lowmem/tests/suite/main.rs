@@ -3,7 +3,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bin_files;
+#[cfg(feature = "hub")]
+mod fake_hub;
 mod harness;
+#[cfg(feature = "hub")]
+mod hub_files;
 mod index_files;
+mod memory_claims;
 mod placing;
 mod safetensors_files;

@@ -1,0 +1,181 @@
+//! What people mean by `--model`, and where to look for it.
+
+use std::{
+    env, fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use crate::{Error, NoProgress, Progress, Result};
+
+/// Where a checkpoint is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A file or folder on this machine.
+    Local(PathBuf),
+    /// A repository of the Hugging Face Hub: `name` or `organisation/name`.
+    Hub(String),
+}
+
+impl Source {
+    /// Reads what somebody typed: a path that exists is that path; otherwise `name` and `organisation/name` are
+    /// repositories of the Hub.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotFound`] for what does not exist and looks like a path, or is no repository's name.
+    ///
+    /// ```
+    /// use lowmem::{Error, Source};
+    /// # fn main() -> lowmem::Result<()> {
+    /// assert_eq!(Source::parse("EleutherAI/gpt-neo-2.7B")?, Source::Hub("EleutherAI/gpt-neo-2.7B".into()));
+    /// assert!(matches!(Source::parse("./gpt2"), Err(Error::NotFound { .. })));
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn parse(text: &str) -> Result<Self> {
+        let path = Path::new(text);
+        if path.exists() {
+            Ok(Self::Local(path.to_owned()))
+        } else if is_repository(text) {
+            Ok(Self::Hub(text.to_owned()))
+        } else {
+            Err(Error::NotFound { path: path.to_owned() })
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Local(path) => write!(formatter, "{}", path.display()),
+            Self::Hub(id) => formatter.write_str(id),
+        }
+    }
+}
+
+/// The Hub's own rule for names, less what ends like a file of weights.
+fn is_repository(text: &str) -> bool {
+    let file = Path::new(text).extension().and_then(|extension| extension.to_str());
+    let segments: Vec<&str> = text.split('/').collect();
+    let fine = |segment: &&str| {
+        let edge = |letter: char| letter.is_ascii_alphanumeric() || letter == '_';
+        segment.len() <= 96
+            && segment.starts_with(edge)
+            && segment.ends_with(edge)
+            && segment.chars().all(|letter| edge(letter) || matches!(letter, '-' | '.'))
+            && !segment.contains("..")
+            && !segment.contains("--")
+    };
+    segments.len() <= 2
+        && segments.iter().all(fine)
+        && !file.is_some_and(|file| matches!(file, "safetensors" | "bin" | "json" | "pt" | "pth" | "ckpt" | "gguf"))
+}
+
+/// How to find and fetch checkpoints of the Hub. What is `None` is taken from the environment.
+#[derive(Clone)]
+pub struct HubOptions {
+    /// A branch, tag or commit. `None`: `main`.
+    pub revision: Option<String>,
+    /// Use the cache alone. Also so when `HF_HUB_OFFLINE` is set to 1, true, yes or on.
+    pub offline: bool,
+    /// An access token. `None`: `HF_TOKEN`, or the file that `HF_TOKEN_PATH` names, or `token` in `HF_HOME`.
+    pub token: Option<String>,
+    /// The Hub's address. `None`: `HF_ENDPOINT`, or <https://huggingface.co>.
+    pub endpoint: Option<String>,
+    /// The cache, laid out as `huggingface_hub` does. `None`: `HF_HUB_CACHE`, or `hub` in `HF_HOME`, or
+    /// `~/.cache/huggingface/hub`.
+    pub cache: Option<PathBuf>,
+    /// How long the Hub may stay silent before a connection is given up.
+    pub timeout: Duration,
+    /// How often in a row a request may fail without bringing a byte before it is given up, besides the first time.
+    pub retries: u32,
+    /// How long to wait before the first repetition; each further wait is twice as long.
+    pub retry_wait: Duration,
+    /// Told of downloads.
+    pub progress: Arc<dyn Progress>,
+}
+
+impl Default for HubOptions {
+    fn default() -> Self {
+        Self {
+            revision: None,
+            offline: false,
+            token: None,
+            endpoint: None,
+            cache: None,
+            timeout: Duration::from_secs(30),
+            retries: 5,
+            retry_wait: Duration::from_millis(500),
+            progress: Arc::new(NoProgress),
+        }
+    }
+}
+
+impl fmt::Debug for HubOptions {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter
+            .debug_struct("HubOptions")
+            .field("revision", &self.revision)
+            .field("offline", &self.offline)
+            // Never printed: logs are shared.
+            .field("token", &self.token.as_ref().map(|_| "(set)"))
+            .field("endpoint", &self.endpoint)
+            .field("cache", &self.cache)
+            .field("timeout", &self.timeout)
+            .field("retries", &self.retries)
+            .field("retry_wait", &self.retry_wait)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HubOptions {
+    pub(crate) fn revision(&self) -> &str {
+        self.revision.as_deref().unwrap_or("main")
+    }
+
+    pub(crate) fn is_offline(&self) -> bool {
+        let yes = |value: &str| matches!(value.to_ascii_lowercase().as_str(), "1" | "true" | "yes" | "on");
+        self.offline || variable("HF_HUB_OFFLINE").is_some_and(|value| yes(&value))
+    }
+
+    /// The folder of the cache that repositories lie in.
+    pub(crate) fn cache(&self) -> Option<PathBuf> {
+        let named = || variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
+        self.cache.clone().or_else(named).or_else(|| Some(home()?.join("hub")))
+    }
+}
+
+#[cfg(feature = "hub")]
+impl HubOptions {
+    pub(crate) fn endpoint(&self) -> String {
+        let endpoint = self.endpoint.clone().or_else(|| variable("HF_ENDPOINT"));
+        let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".into());
+        endpoint.trim_end_matches('/').to_owned()
+    }
+
+    pub(crate) fn token(&self) -> Option<String> {
+        let named = || variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
+        let stored = || {
+            let path = variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home()?.join("token")))?;
+            std::fs::read_to_string(path).ok()
+        };
+        let token = self.token.clone().or_else(named).or_else(stored)?;
+        Some(token.trim().to_owned()).filter(|token| !token.is_empty())
+    }
+}
+
+/// `HF_HOME`, or the place that `huggingface_hub` would take.
+fn home() -> Option<PathBuf> {
+    let cache = || {
+        let base = variable("XDG_CACHE_HOME").map(PathBuf::from);
+        Some(base.or_else(|| Some(env::home_dir()?.join(".cache")))?.join("huggingface"))
+    };
+    variable("HF_HOME").map(PathBuf::from).or_else(cache)
+}
+
+/// A variable of the environment that is set to something.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}

@@ -1,0 +1,11 @@
+//! The example programs as people run them: arguments in, files, standard error and an exit code out.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod activations;
+mod bad_input;
+mod many_texts;
+mod program;
+#[allow(dead_code)]
+#[path = "../suite/support.rs"]
+mod support;
+mod synth;

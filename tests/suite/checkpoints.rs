@@ -1,0 +1,102 @@
+//! Checkpoints that do not fit their config, and configs that fit nothing.
+
+use std::{collections::HashMap, fs, path::Path};
+
+use tempfile::TempDir;
+use transformer_utils::{
+    lowmem::{self, Checkpoint, LoadOptions},
+    models::{Config, Error, Model},
+    tch::Tensor,
+};
+
+use crate::support::{cases, tensors};
+
+/// A copy of the plain case with its tensors changed.
+fn changed(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (TempDir, Result<Model, Error>) {
+    let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let mut weights = tensors(&case.folder.join("model.safetensors"));
+    change(&mut weights);
+    let weights: Vec<(String, Tensor)> = weights.into_iter().collect();
+    lowmem::save_safetensors(&folder.path().join("model.safetensors"), &weights).unwrap();
+    fs::copy(case.folder.join("config.json"), folder.path().join("config.json")).unwrap();
+    let model = open(folder.path());
+    (folder, model)
+}
+
+fn open(folder: &Path) -> Result<Model, Error> {
+    Model::open(&Checkpoint::open(folder)?, &LoadOptions::default())
+}
+
+const LAST: &str = "transformer.h.2.mlp.c_proj.weight";
+
+#[test]
+fn an_unchanged_copy_opens() {
+    assert!(changed(|_| {}).1.is_ok());
+}
+
+#[test]
+fn a_missing_tensor_is_named_with_its_shape_and_the_nearest() {
+    let (_folder, model) = changed(|weights| {
+        let tensor = weights.remove(LAST).unwrap();
+        weights.insert("transformer.h.2.mlp.c_prj.weight".into(), tensor);
+    });
+    let Err(Error::Weights(lowmem::Error::MissingTensor { tensor, shape, nearest, .. })) = model else {
+        panic!("not refused as missing")
+    };
+    assert_eq!((tensor.as_str(), shape.len()), (LAST, 2));
+    assert!(nearest.contains(&"transformer.h.2.mlp.c_prj.weight".to_owned()), "{nearest:?}");
+}
+
+#[test]
+fn an_extra_tensor_is_named() {
+    let (_folder, model) = changed(|weights| {
+        weights.insert("transformer.h.3.ln_1.weight".into(), Tensor::from_slice(&[1.0_f32]));
+    });
+    let Err(Error::Weights(lowmem::Error::ExtraTensors { tensors, .. })) = model else {
+        panic!("not refused as extra")
+    };
+    assert_eq!(tensors, ["transformer.h.3.ln_1.weight"]);
+}
+
+#[test]
+fn a_misshapen_tensor_is_named_with_both_shapes() {
+    let (_folder, model) = changed(|weights| {
+        let turned = weights[LAST].transpose(0, 1).contiguous();
+        weights.insert(LAST.into(), turned);
+    });
+    let Err(Error::Weights(lowmem::Error::Misshapen { tensor, expected, found, .. })) = model else {
+        panic!("not refused as misshapen")
+    };
+    assert_eq!((tensor.as_str(), expected[0], expected[1]), (LAST, found[1], found[0]));
+}
+
+#[test]
+fn an_untied_head_must_be_there() {
+    let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(case.folder.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(case.folder.join("config.json")).unwrap();
+    let untied = config.replace("\"tie_word_embeddings\": true", "\"tie_word_embeddings\": false");
+    assert_ne!(config, untied);
+    fs::write(folder.path().join("config.json"), untied).unwrap();
+    let error = open(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("lm_head.weight") && error.contains("missing"), "{error}");
+}
+
+#[test]
+fn configs_that_fit_nothing_say_why() {
+    let refused = |json: &str| Config::from_json(json).unwrap_err().to_string();
+    let llama = refused(r#"{"model_type": "llama"}"#);
+    assert!(llama.contains("llama") && llama.contains("gpt2, gpt_neo"), "{llama}");
+    assert!(refused("{").contains("config.json"));
+    assert!(refused("{}").contains("model_type"));
+    assert!(refused(r#"{"model_type": "gpt2", "n_embd": 10, "n_head": 3}"#).contains("multiple"));
+    assert!(refused(r#"{"model_type": "gpt2", "n_layer": 0}"#).contains("layers"));
+    assert!(refused(r#"{"model_type": "gpt2", "activation_function": "cubic"}"#).contains("gelu_new"));
+    assert!(refused(r#"{"model_type": "gpt2", "add_cross_attention": true}"#).contains("add_cross_attention"));
+    assert!(refused(r#"{"model_type": "gpt_neo", "num_layers": 3}"#).contains("24 layers"));
+    let sparse = r#"{"model_type": "gpt_neo", "num_layers": 1, "attention_types": [[["sparse"], 1]]}"#;
+    assert!(refused(sparse).contains("global, local"));
+    assert!(refused(r#"{"model_type": "gpt2", "vocab_size": -5}"#).contains("-5"));
+}

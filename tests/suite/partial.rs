@@ -1,0 +1,224 @@
+//! Names, stops, edits, starts in the middle: what `partial` promises beyond parity.
+
+use transformer_utils::{
+    lowmem::{LoadOptions, Residency},
+    models::{Error as ModelError, Input, Model, Site},
+    partial::{Edit, Error, Run, partial_forward},
+    tch::{Kind, Tensor},
+};
+
+use crate::support::{Case, cases, relative_error};
+
+fn case(name: &str) -> Case {
+    cases().into_iter().find(|case| case.name == name).unwrap()
+}
+
+fn plain() -> (Model, Input) {
+    let case = case("gpt2_plain");
+    (case.model(&LoadOptions::default()), case.input("single"))
+}
+
+fn one(model: &Model, name: &str, input: &Input) -> Tensor {
+    partial_forward(model, &[name], input).unwrap().get(name).unwrap().shallow_clone()
+}
+
+#[test]
+fn weights_after_the_deepest_name_are_never_placed() {
+    for residency in [Residency::Mapped, Residency::Resident, Residency::Streamed] {
+        let case = case("gpt2_plain");
+        let model = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        let per_block = 12;
+        partial_forward(&model, &["wte"], &case.input("single")).unwrap();
+        assert_eq!(model.report().tensors_placed, 0, "{residency}");
+        let output = partial_forward(&model, &["h.0.ln_1", "h.1.attn"], &case.input("single")).unwrap();
+        assert_eq!((output.blocks_run(), output.blocks_total()), (2, 3));
+        assert_eq!(model.report().tensors_placed, 2 * per_block, "{residency}");
+        let whole: u64 = case_bytes(&case);
+        assert!(model.report().bytes_read < whole, "{residency}: {} of {whole}", model.report().bytes_read);
+    }
+}
+
+fn case_bytes(case: &Case) -> u64 {
+    std::fs::metadata(case.folder.join("model.safetensors")).unwrap().len()
+}
+
+#[test]
+fn a_name_means_the_same_with_and_without_prefix_and_in_transformer_lens() {
+    let (model, input) = plain();
+    for (name, other) in [
+        ("h.1", "transformer.h.1"),
+        ("h.1", "blocks.1.hook_resid_post"),
+        ("h.0", "blocks.1.hook_resid_pre"),
+        ("input", "blocks.0.hook_resid_pre"),
+        ("h.1.resid_mid", "blocks.1.hook_resid_mid"),
+        ("h.1.attn.z", "blocks.1.attn.hook_z"),
+        ("h.1.attn.pattern", "blocks.1.attn.hook_pattern"),
+        ("h.1.attn.attn_dropout", "transformer.h.1.attn.attn_dropout"),
+        ("wte", "hook_embed"),
+        ("ln_f", "final_layernorm"),
+        ("ln_f", "transformer"),
+    ] {
+        assert!(one(&model, name, &input).equal(&one(&model, other, &input)), "{name} {other}");
+    }
+}
+
+#[test]
+fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
+    let (model, input) = plain();
+    for (name, nearest) in [("h.1.atn", "h.1.attn"), ("h.01", "h.0"), ("transformer.h.2.mlp.fc", "h.2.mlp"), ("lmhead", "lm_head")] {
+        let error = partial_forward(&model, &["h.0", name], &input).unwrap_err().to_string();
+        assert!(error.contains(name) && error.contains(nearest), "{error}");
+    }
+    let beyond = partial_forward(&model, &["h.10"], &input).unwrap_err().to_string();
+    assert!(beyond.contains("3 blocks"), "{beyond}");
+    for name in ["", "h.", "h.1.", ".h.1", "h.1..attn", "h.-1", "h.1.attn.attention.q_proj"] {
+        assert!(partial_forward(&model, &[name], &input).is_err(), "{name:?}");
+    }
+    let container = partial_forward(&model, &["h"], &input);
+    assert!(matches!(container, Err(Error::Model(ModelError::Container { .. }))));
+    assert!(matches!(partial_forward::<&str>(&model, &[], &input), Err(Error::NoNames)));
+    assert_eq!(model.report().bytes_read, 0);
+}
+
+#[test]
+fn every_listed_name_is_a_site_with_the_listed_shape() {
+    for name in ["gpt2_plain", "neo_plain"] {
+        let case = case(name);
+        let model = case.model(&LoadOptions::default());
+        for info in model.sites().iter() {
+            for name in &info.names {
+                assert_eq!(model.sites().parse(name).unwrap(), info.site);
+                let value = one(&model, name, &case.input("single"));
+                let sizes = info.shape.iter().zip(value.size());
+                assert_eq!(info.shape.len(), value.dim(), "{name}");
+                assert!(sizes.into_iter().all(|(said, is)| said.parse::<i64>().map_or(true, |said| said == is)), "{name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn edits_do_what_they_say() {
+    let (model, input) = plain();
+    let clean = one(&model, "h.1.attn", &input);
+    let edited = |edit: Edit| {
+        let run = Run::new(&model, &["h.1.attn", "lm_head"]).unwrap().edit("h.1.attn", edit).unwrap();
+        run.run(&input).unwrap().get("h.1.attn").unwrap().shallow_clone()
+    };
+    let vector = Tensor::arange(clean.size()[2], (Kind::Float, clean.device()));
+    assert!(edited(Edit::zero()).equal(&clean.zeros_like()));
+    assert!(edited(Edit::scale(2.0)).equal(&(&clean * 2.0)));
+    assert!(edited(Edit::add(&vector)).equal(&(&clean + &vector)));
+    assert!(edited(Edit::replace(&vector)).equal(&vector.expand_as(&clean)));
+    assert!(edited(Edit::with(|value| value.f_neg())).equal(&clean.neg()));
+    let mean = clean.mean_dim([0_i64, 1].as_slice(), true, None);
+    assert!(edited(Edit::mean()).allclose(&mean.expand_as(&clean), 1e-6, 1e-6, false));
+    let part = edited(Edit::zero().positions(2..4));
+    assert!(part.narrow(1, 2, 2).equal(&clean.narrow(1, 2, 2).zeros_like()));
+    assert!(part.narrow(1, 0, 2).equal(&clean.narrow(1, 0, 2)));
+    assert!(one(&model, "h.1.attn", &input).equal(&clean), "the model has changed");
+}
+
+#[test]
+fn a_head_is_silenced_alike_through_its_values_and_its_pattern() {
+    let (model, input) = plain();
+    let logits = |name: &str| {
+        let run = Run::new(&model, &["lm_head"]).unwrap().edit(name, Edit::zero().heads(1..2)).unwrap();
+        run.run(&input).unwrap().get("lm_head").unwrap().shallow_clone()
+    };
+    let (by_z, by_pattern) = (logits("h.1.attn.z"), logits("h.1.attn.pattern"));
+    assert!(relative_error(&by_z, &by_pattern) < 1e-5);
+    assert!(relative_error(&by_z, &one(&model, "lm_head", &input)) > 1e-3);
+}
+
+#[test]
+fn patching_the_whole_stream_gives_the_other_run() {
+    let (model, input) = plain();
+    let other = Input::from_rows(&[case("gpt2_plain").ids("single").remove(0).into_iter().rev().collect::<Vec<_>>()]).unwrap();
+    let stream = one(&model, "h.0", &other);
+    let run = Run::new(&model, &["lm_head"]).unwrap().edit("h.0", Edit::replace(&stream)).unwrap();
+    let patched = run.run(&input).unwrap();
+    assert!(patched.get("lm_head").unwrap().equal(&one(&model, "lm_head", &other)));
+}
+
+#[test]
+fn edits_that_cannot_be_are_refused_and_the_model_still_works() {
+    let (model, input) = plain();
+    let run = || Run::new(&model, &["h.1"]).unwrap();
+    assert!(matches!(run().edit("h.2.attn", Edit::zero()), Err(Error::EditAfterStop { .. })));
+    assert!(matches!(run().edit("h.1.mlp", Edit::zero().heads(0..1)), Err(Error::NoHeads { .. })));
+    let refuse = |edit: Edit| run().edit("h.0.attn.z", edit).unwrap().run(&input).unwrap_err();
+    assert!(matches!(refuse(Edit::zero().heads(3..9)), Error::OutOfRange { what: "heads", .. }));
+    assert!(matches!(refuse(Edit::zero().positions(5..500)), Error::OutOfRange { what: "positions", .. }));
+    let shape = refuse(Edit::replace(&Tensor::zeros([2, 3], (Kind::Float, transformer_utils::tch::Device::Cpu))));
+    assert!(matches!(shape, Error::EditShape { .. }) && shape.to_string().contains("h.0.attn.z"), "{shape}");
+    assert!(run().run(&input).is_ok());
+}
+
+#[test]
+fn a_start_in_the_middle_has_no_earlier_sites() {
+    let (model, input) = plain();
+    let start = || Input::stream(Site::before_block(2), one(&model, "h.1", &input));
+    assert!(matches!(partial_forward(&model, &["h.0.attn"], &start()), Err(Error::BeforeStart { .. })));
+    let output = partial_forward(&model, &["h.2"], &start()).unwrap();
+    assert_eq!(output.blocks_run(), 1);
+    assert!(output.get("h.2").unwrap().equal(&one(&model, "h.2", &input)));
+}
+
+#[test]
+fn positions_device_and_kind_of_captures() {
+    let (model, input) = plain();
+    let names = ["h.0", "h.1.attn.pattern", "h.1.attn.z"];
+    let whole = partial_forward(&model, &names, &input).unwrap();
+    let run = Run::new(&model, &names).unwrap().positions(1..3).to_kind(Kind::Double);
+    let part = run.run(&input).unwrap();
+    for (name, dimension) in names.into_iter().zip([1, 2, 1]) {
+        let expected = whole.get(name).unwrap().narrow(dimension, 1, 2).to_kind(Kind::Double);
+        assert!(part.get(name).unwrap().equal(&expected), "{name}");
+    }
+}
+
+#[test]
+fn captures_say_what_they_share() {
+    let (model, input) = plain();
+    let output = partial_forward(&model, &["h.1.attn", "h.1.attn.c_proj", "h.1"], &input).unwrap();
+    assert_eq!(output.shares_storage("h.1.attn").unwrap(), ["h.1.attn.c_proj"]);
+    assert!(output.shares_storage("h.1").unwrap().is_empty());
+    assert!(output.get("h.2").unwrap_err().to_string().contains("h.1.attn.c_proj"));
+}
+
+#[test]
+fn bad_inputs_are_refused_and_the_model_still_works() {
+    let (model, input) = plain();
+    let config = model.config();
+    let refuse = |input: &Input| match partial_forward(&model, &["h.0"], input) {
+        Err(Error::Model(error)) => error,
+        _ => panic!("not refused"),
+    };
+    let rows = |rows: &[[i64; 3]]| Input::from_rows(rows).unwrap();
+    assert!(matches!(refuse(&rows(&[[1, config.vocabulary, 2]])), ModelError::TokenOutOfRange { position: 1, .. }));
+    assert!(matches!(refuse(&rows(&[[1, 2, 3], [4, -1, 5]])), ModelError::TokenOutOfRange { row: 1, id: -1, .. }));
+    let long = Input::from_rows(&[vec![1; config.positions as usize + 1]]).unwrap();
+    assert!(matches!(refuse(&long), ModelError::TooManyPositions { .. }));
+    assert!(matches!(Input::from_rows::<[i64; 0]>(&[]), Err(ModelError::EmptyInput)));
+    assert!(matches!(Input::from_rows(&[vec![1, 2], vec![3]]), Err(ModelError::InputShape { .. })));
+    let mask = rows(&[[1, 2, 3]]).attention_mask(Tensor::from_slice(&[1_i64, 1]).view([1, 2]));
+    assert!(matches!(refuse(&mask), ModelError::InputShape { what: "attention_mask", .. }));
+    let positions = rows(&[[1, 2, 3]]).position_ids(Tensor::from_slice(&[0_i64, 1, config.positions]).view([1, 3]));
+    assert!(matches!(refuse(&positions), ModelError::PositionOutOfRange { .. }));
+    assert!(partial_forward(&model, &["h.0"], &input).is_ok());
+}
+
+#[test]
+fn a_model_is_used_on_one_thread_after_another() {
+    let (model, _) = plain();
+    let ids = case("gpt2_plain").ids("single");
+    let first = one(&model, "lm_head", &Input::from_rows(&ids).unwrap());
+    let copy = ids.clone();
+    let model = std::thread::spawn(move || {
+        drop(one(&model, "lm_head", &Input::from_rows(&copy).unwrap()));
+        model
+    });
+    let model = model.join().unwrap();
+    assert!(one(&model, "lm_head", &Input::from_rows(&ids).unwrap()).equal(&first));
+}
