@@ -1,0 +1,78 @@
+//! `generate`: what stands on standard output.
+
+use transformer_utils::tch::{Kind, Tensor};
+
+use crate::{
+    program::{golden, ids, refuse, succeed},
+    support::cases,
+};
+
+fn rows(tensor: &Tensor) -> Vec<Vec<i64>> {
+    Vec::<Vec<i64>>::try_from(tensor.to_kind(Kind::Int64)).unwrap()
+}
+
+#[test]
+fn ids_in_ids_out_as_hugging_face_continues_them() {
+    let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
+    let new = case.json["generate"]["max_new_tokens"].to_string();
+    let base = ["--model", &golden("gpt2_plain"), "--dtype", "f32", "--device", "cpu", "--max-tokens", &new];
+    let expected = rows(&case.expected["generate/greedy"]);
+    for more in [&["--greedy"][..], &["--residency", "streamed"], &["--top-k", "1", "--seed", "9"]] {
+        let found =
+            succeed("generate", &[&base[..], &["--ignore-end", "--ids", &ids(&case.ids("single"))], more].concat());
+        assert_eq!(found, format!("{}\n", ids(&expected)), "{more:?}");
+    }
+    // Rows of a batch are told apart by their numbers.
+    let twice = ids(&[case.ids("single"), case.ids("single")].concat());
+    let found = succeed("generate", &[&base[..], &["--ignore-end", "--ids", &twice]].concat());
+    assert_eq!(found, format!("0: {0}\n1: {0}\n", ids(&expected)));
+}
+
+#[test]
+fn text_goes_on_where_the_prompt_ends() {
+    let greedy = succeed("generate", &["--device", "cpu", "Emma was very", "--max-tokens", "8"]);
+    assert!(greedy.starts_with("Emma was very") && greedy.len() > "Emma was very\n".len(), "{greedy}");
+    let sampled = |seed| succeed("generate", &["--device", "cpu", "Emma", "--temperature", "0.9", "--seed", seed]);
+    assert_eq!(sampled("4"), sampled("4"));
+    assert_ne!(sampled("4"), sampled("5"));
+}
+
+#[test]
+fn single_bytes_never_break_a_character() {
+    // So hot that every token is as likely as the others, and a sixteenth of them are single bytes. `succeed` wants UTF-8.
+    let flags =
+        ["--device", "cpu", "Café", "--temperature", "1000", "--max-tokens", "200", "--ignore-end", "--seed", "1"];
+    let text = succeed("generate", &flags);
+    assert!(text.starts_with("Café") && text.contains(char::REPLACEMENT_CHARACTER), "{text}");
+}
+
+#[test]
+fn settings_out_of_range_are_refused_before_anything_is_written() {
+    for (flags, says) in [
+        (&["--top-p", "1.5"][..], "top_p is 1.5"),
+        (&["--top-k", "0"], "top_k is 0"),
+        (&["--temperature", "0"], "temperature is 0"),
+        (&["--repetition-penalty", "0"], "repetition_penalty is 0"),
+        (&["--greedy", "--top-k", "3"], "--greedy"),
+    ] {
+        let error = refuse("generate", &[&["Emma"], flags].concat());
+        assert!(error.contains(says), "{flags:?}: {error}");
+    }
+}
+
+#[test]
+fn training_programs_refuse_what_cannot_be_trained_on() {
+    for program in ["features", "finetune"] {
+        for (flags, says) in [
+            (&["--names", "h.0,h.99"][..], "h.99"),
+            (&["--names", "h.0.attn.pattern"], "[batch, position, width]"),
+            (&["--data", "nowhere"], "nowhere"),
+            (&["--evaluate", "nowhere"], "head.json"),
+            (&["--epochs", "0"], "--epochs"),
+            (&["--model", &golden("gpt2_plain")], "tokenizer.json"),
+        ] {
+            let error = refuse(program, flags);
+            assert!(error.contains(says), "{program} {flags:?}: {error}");
+        }
+    }
+}
