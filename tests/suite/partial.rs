@@ -65,7 +65,9 @@ fn a_name_means_the_same_with_and_without_prefix_and_in_transformer_lens() {
 #[test]
 fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
     let (model, input) = plain();
-    for (name, nearest) in [("h.1.atn", "h.1.attn"), ("h.01", "h.0"), ("transformer.h.2.mlp.fc", "h.2.mlp"), ("lmhead", "lm_head")] {
+    for (name, nearest) in
+        [("h.1.atn", "h.1.attn"), ("h.01", "h.0"), ("transformer.h.2.mlp.fc", "h.2.mlp"), ("lmhead", "lm_head")]
+    {
         let error = partial_forward(&model, &["h.0", name], &input).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(nearest), "{error}");
     }
@@ -91,7 +93,10 @@ fn every_listed_name_is_a_site_with_the_listed_shape() {
                 let value = one(&model, name, &case.input("single"));
                 let sizes = info.shape.iter().zip(value.size());
                 assert_eq!(info.shape.len(), value.dim(), "{name}");
-                assert!(sizes.into_iter().all(|(said, is)| said.parse::<i64>().map_or(true, |said| said == is)), "{name}");
+                assert!(
+                    sizes.into_iter().all(|(said, is)| said.parse::<i64>().map_or(true, |said| said == is)),
+                    "{name}"
+                );
             }
         }
     }
@@ -134,7 +139,8 @@ fn a_head_is_silenced_alike_through_its_values_and_its_pattern() {
 #[test]
 fn patching_the_whole_stream_gives_the_other_run() {
     let (model, input) = plain();
-    let other = Input::from_rows(&[case("gpt2_plain").ids("single").remove(0).into_iter().rev().collect::<Vec<_>>()]).unwrap();
+    let other =
+        Input::from_rows(&[case("gpt2_plain").ids("single").remove(0).into_iter().rev().collect::<Vec<_>>()]).unwrap();
     let stream = one(&model, "h.0", &other);
     let run = Run::new(&model, &["lm_head"]).unwrap().edit("h.0", Edit::replace(&stream)).unwrap();
     let patched = run.run(&input).unwrap();
