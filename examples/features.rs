@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use classify::{Base, TrainingFlags};
+use classify::TrainingFlags;
 
 /// Train a classifier on the first layers of a model, which stay as they are.
 ///
@@ -15,8 +15,8 @@ use classify::{Base, TrainingFlags};
 /// Linear -> ReLU -> Linear on them at every position, and pools over the positions. A bag of tokens is trained first, to
 /// show what word lists alone can tell. `finetune` is the same with the layers trained too.
 ///
-/// The bundled texts are sentences as they were written and the same with words swapped, so only word order tells them
-/// apart. Computes in f32 unless --dtype says otherwise.
+/// The bundled texts are sentences as they were written and the same words in another order, so nothing but their order
+/// tells them apart. Computes in f32 unless --dtype says otherwise.
 #[derive(Parser)]
 struct Flags {
     #[command(flatten)]
@@ -24,5 +24,5 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    common::main(|flags: Flags| classify::run(&flags.training, Base::Frozen).map(drop))
+    common::main(|flags: Flags| classify::run(&flags.training, None).map(drop))
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use classify::{Base, TrainingFlags};
+use classify::TrainingFlags;
 
 /// Train a classifier together with the first layers of a model.
 ///
@@ -25,8 +25,5 @@ struct Flags {
 }
 
 fn main() -> ExitCode {
-    common::main(|flags: Flags| {
-        let base = Base::Trained { learning_rate: flags.base_learning_rate };
-        classify::run(&flags.training, base).map(drop)
-    })
+    common::main(|flags: Flags| classify::run(&flags.training, Some(flags.base_learning_rate)).map(drop))
 }

@@ -83,6 +83,8 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Flags) -> Result<()> {
+    let options = flags.options();
+    options.check()?;
     let opened = flags.model.open()?;
     let rows = flags.input.read(&opened)?;
     let mut writer = match &rows.text {
@@ -91,7 +93,7 @@ fn run(flags: Flags) -> Result<()> {
         None => Writer::Silent,
     };
     let mut failed = None;
-    let generated = generate(&opened.model, &rows.ids, &flags.options(), |token| match writer.token(token) {
+    let generated = generate(&opened.model, &rows.ids, &options, |token| match writer.token(token) {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) => {
             failed = Some(error);

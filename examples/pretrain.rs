@@ -22,9 +22,9 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 use transformer_utils::{
-    lowmem::{self, Checkpoint},
+    lowmem,
     models::{Config, Input, Model, NoObserver},
-    tch::{Device, Kind, Reduction, Tensor, no_grad},
+    tch::{Kind, Reduction, Tensor, no_grad},
 };
 
 /// Train a small model from text.
@@ -283,7 +283,7 @@ impl Training {
         if state.is_file() {
             let text = fs::read_to_string(flags.out.join(PROGRESS)).context("cannot read the saved progress")?;
             progress = serde_json::from_str(&text).context("the saved progress is damaged; delete the folder")?;
-            let saved = load(&state)?;
+            let saved = common::tensors::read(&state)?;
             for (name, shape) in shapes {
                 let take = |prefix: &str| -> Result<Tensor> {
                     let key = format!("{prefix}{name}");
@@ -504,17 +504,4 @@ fn random(seed: u64, index: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     x ^ (x >> 31)
-}
-
-fn load(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let checkpoint = Checkpoint::open(path)?;
-    let tensors = checkpoint.index().tensors.values();
-    let request = |info: &lowmem::TensorInfo| lowmem::TensorRequest::new(info.name.as_str(), info.shape.clone());
-    let part = lowmem::PartRequest { label: "all".into(), tensors: tensors.clone().map(request).collect() };
-    let names: Vec<String> = tensors.map(|info| info.name.clone()).collect();
-    let parts = lowmem::Parts::new(&checkpoint, vec![part], &lowmem::LoadOptions::default())?;
-    let placed = parts.get(0, None)?;
-    // Copies: the file is about to be replaced, and saving reads what it replaces.
-    let copy = |tensor: &Tensor| tensor.f_to_device_(Device::Cpu, Kind::Float, false, true);
-    names.into_iter().zip(&placed).map(|(name, tensor)| Ok((name, copy(tensor)?))).collect()
 }

@@ -1,4 +1,4 @@
-"""Makes train.tsv and held-out.tsv: sentences as they were written, and the same sentences with some words swapped.
+"""Makes train.tsv and held-out.tsv: sentences as they were written, and the same words in another order.
 
     python3 make.py emma.txt mansfield-park.txt northanger-abbey.txt persuasion.txt pride-and-prejudice.txt \
         sense-and-sensibility.txt bible.txt
@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 HELD_OUT_PART = 0.05
-TRAIN_PAIRS, HELD_OUT_PAIRS = 2300, 500
+TRAIN_PAIRS, HELD_OUT_PAIRS = 2200, 500
 WORDS = range(8, 25)  # of a sentence
-WORDS_PER_SWAP = 5
+LEAST_MOVABLE = 5
 
 
 def cut(path):
@@ -31,31 +31,26 @@ def cut(path):
 def sentences(text):
     """Plain sentences: one line, no digits, quotation marks or headings."""
     for paragraph in text.split("\n\n"):
-        for sentence in re.split(r"(?<=[.!?]) +", " ".join(paragraph.split())):
+        for sentence in re.split(r"(?<=[.!?])(?<!Mr\.)(?<!Mrs\.)(?<!Dr\.) +", " ".join(paragraph.split())):
             plain = re.fullmatch(r"[A-Z][A-Za-z ,;:'-]*[.!?]", sentence)
             if plain and len(sentence.split()) in WORDS:
                 yield sentence
 
 
 def disturb(sentence, rng):
-    """Swaps neighbours, one pair for every five words; None where there are too few that can be swapped.
+    """The sentence with its movable words in random order; None where there are too few, or the order is the old one.
 
-    Only lower-case words without punctuation, neither the first nor the last: every word keeps its spelling and the space
-    before it, so the tokens of both sentences are the same and only their order differs.
+    Movable are lower-case words without punctuation, neither the first nor the last: every word keeps its spelling and the
+    space before it, so the tokens of both sentences are the same and only their order differs.
     """
     words = sentence.split(" ")
-    swappable = [i for i, word in enumerate(words) if 0 < i < len(words) - 1 and re.fullmatch("[a-z]+", word)]
-    pairs = [i for i in swappable if i + 1 in swappable and words[i] != words[i + 1]]
-    rng.shuffle(pairs)
-    chosen = []
-    for pair in pairs:
-        if len(chosen) < len(words) // WORDS_PER_SWAP and all(abs(pair - other) > 1 for other in chosen):
-            chosen.append(pair)
-    if len(chosen) < len(words) // WORDS_PER_SWAP:
-        return None
-    for pair in chosen:
-        words[pair], words[pair + 1] = words[pair + 1], words[pair]
-    return " ".join(words)
+    places = [i for i, word in enumerate(words) if 0 < i < len(words) - 1 and re.fullmatch("[a-z]+", word)]
+    movable = [words[i] for i in places]
+    rng.shuffle(movable)
+    for place, word in zip(places, movable):
+        words[place] = word
+    disturbed = " ".join(words)
+    return disturbed if len(places) >= LEAST_MOVABLE and disturbed != sentence else None
 
 
 def write(path, texts, count, rng):

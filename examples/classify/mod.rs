@@ -81,18 +81,6 @@ pub struct TrainingFlags {
     pub evaluate: Option<PathBuf>,
 }
 
-/// What a program makes of the base model.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Base {
-    /// Its layers are read only.
-    Frozen,
-    /// Its layers are trained with this learning rate.
-    Trained {
-        /// The highest; it falls linearly to zero.
-        learning_rate: f64,
-    },
-}
-
 /// What was measured.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
@@ -119,18 +107,18 @@ const DESCRIPTION: &str = "head.json";
 const HEAD: &str = "head.safetensors";
 const BASE: &str = "base.safetensors";
 
-/// Trains and evaluates, or only evaluates.
-pub fn run(flags: &TrainingFlags, base: Base) -> Result<Outcome> {
+/// Trains and evaluates, or only evaluates. The base model's layers are trained if they have a learning rate.
+pub fn run(flags: &TrainingFlags, base_learning_rate: Option<f64>) -> Result<Outcome> {
     let positive = |rate: f64| rate.is_finite() && rate > 0.0;
     ensure!(flags.epochs > 0 && flags.batch > 0, "--epochs and --batch must be at least 1");
     ensure!(positive(flags.learning_rate), "--learning-rate {}: expected a number above 0", flags.learning_rate);
-    if let Base::Trained { learning_rate } = base {
-        ensure!(positive(learning_rate), "--base-learning-rate {learning_rate}: expected a number above 0");
+    if let Some(rate) = base_learning_rate {
+        ensure!(positive(rate), "--base-learning-rate {rate}: expected a number above 0");
     }
     let opened = open(&flags.model)?;
     match &flags.evaluate {
         Some(folder) => evaluate(flags, &opened, folder),
-        None => train(flags, base, &opened),
+        None => train(flags, base_learning_rate, &opened),
     }
 }
 
@@ -174,7 +162,7 @@ impl Data {
     }
 }
 
-fn train(flags: &TrainingFlags, base: Base, opened: &Opened) -> Result<Outcome> {
+fn train(flags: &TrainingFlags, base_learning_rate: Option<f64>, opened: &Opened) -> Result<Outcome> {
     let features = feature_width(&opened.model, &flags.names)?;
     if let Some(out) = &flags.out {
         fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
@@ -186,10 +174,7 @@ fn train(flags: &TrainingFlags, base: Base, opened: &Opened) -> Result<Outcome> 
         epochs: flags.epochs,
         batch: flags.batch,
         learning_rate: flags.learning_rate,
-        base_learning_rate: match base {
-            Base::Frozen => 0.0,
-            Base::Trained { learning_rate } => learning_rate,
-        },
+        base_learning_rate: base_learning_rate.unwrap_or(0.0),
         weight_decay: flags.weight_decay,
         seed: flags.seed,
     };
@@ -200,7 +185,7 @@ fn train(flags: &TrainingFlags, base: Base, opened: &Opened) -> Result<Outcome> 
     let (names, hidden, pooling) = (flags.names.clone(), flags.hidden, flags.pooling);
     let shape = HeadShape { names, features, hidden, pooling, labels: data.labels.clone() };
     let mut classifier = Classifier::new(&opened.model, Head::new(shape, flags.seed, device)?)?;
-    if base != Base::Frozen {
+    if base_learning_rate.is_some() {
         classifier.unfreeze()?;
     }
     let count = |tensors: &mut dyn Iterator<Item = Tensor>| tensors.map(|tensor| tensor.numel()).sum::<usize>();
@@ -228,7 +213,7 @@ fn train(flags: &TrainingFlags, base: Base, opened: &Opened) -> Result<Outcome> 
         let saved = Saved {
             shape: classifier.head.shape().clone(),
             base_model: opened.name.clone(),
-            base_is_trained: base != Base::Frozen,
+            base_is_trained: base_learning_rate.is_some(),
             held_out_accuracy: outcome.accuracies.last().copied().unwrap_or(0.0),
             baseline_accuracy: baseline,
         };

@@ -32,6 +32,18 @@ impl Default for GenerateOptions {
     }
 }
 
+impl GenerateOptions {
+    /// Refuses settings out of range, as [`generate`] does, for those who want to know before anything else happens.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Setting`].
+    pub fn check(&self) -> Result<()> {
+        positive("repetition_penalty", self.repetition_penalty)?;
+        self.sampling.as_ref().map_or(Ok(()), Sampling::check)
+    }
+}
+
 /// Why a row is no longer than it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
@@ -160,8 +172,7 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(model: &'a Model, prompts: &[Vec<i64>], options: &'a GenerateOptions) -> Result<Self> {
-        positive("repetition_penalty", options.repetition_penalty)?;
-        options.sampling.as_ref().map_or(Ok(()), Sampling::check)?;
+        options.check()?;
         if prompts.is_empty() || prompts.iter().any(Vec::is_empty) {
             return Err(Error::EmptyInput);
         }
