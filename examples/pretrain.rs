@@ -153,17 +153,17 @@ fn run(flags: Flags) -> Result<()> {
     common::output::write(&flags.out.join("config.json"), config_text.as_bytes())?;
     let config = Config::from_json(&config_text)?;
     let mut training = Training::start_or_resume(flags, config)?;
-    println!(
+    common::print(format!(
         "{} parameters; {} tokens to train on, {} held out; step {} of {}",
         training.parameters(),
         train.len(),
         held_out.len(),
         training.progress.step,
         flags.steps
-    );
+    ))?;
     training.run(flags, &train, &held_out)?;
     let loss = training.loss(flags, &held_out, usize::MAX)?;
-    println!("held-out loss {loss:.4} nats per token");
+    common::print(format!("held-out loss {loss:.4} nats per token"))?;
     training.finish(flags, loss, train.len(), held_out.len())
 }
 
@@ -348,7 +348,7 @@ impl Training {
                     smoothed.unwrap_or(loss),
                     self.progress.seconds
                 );
-                bar.suspend(|| println!("{line}"));
+                bar.suspend(|| common::print(&line))?;
                 self.save(flags)?;
             }
         }
@@ -433,7 +433,7 @@ impl Training {
         for file in [STATE, PROGRESS] {
             fs::remove_file(flags.out.join(file)).with_context(|| format!("cannot remove {file}"))?;
         }
-        println!("wrote {}", flags.out.display());
+        common::print(format!("wrote {}", flags.out.display()))?;
         Ok(())
     }
 
