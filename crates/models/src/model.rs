@@ -168,7 +168,8 @@ impl Model {
             for name in self.parts.names(part)? {
                 if seen.insert(name) {
                     let tensor = self.parts.keep(name)?;
-                    tensors.push((name.to_owned(), tensor.set_requires_grad(true)));
+                    let leaf = tensor.f_set_requires_grad(true).map_err(Error::torch(name))?;
+                    tensors.push((name.to_owned(), leaf));
                 }
             }
         }

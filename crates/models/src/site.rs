@@ -244,11 +244,6 @@ impl<'a> Sites<'a> {
         (plain && block < self.config.layers()).then_some((block, inner))
     }
 
-    /// The preferred name of a site, such as `h.3.mlp`.
-    pub fn name(&self, site: Site) -> String {
-        site.to_string()
-    }
-
     /// Every site of the model in the order in which they run.
     pub fn iter(&self) -> impl Iterator<Item = SiteInfo> + use<'a> {
         let config = self.config;
