@@ -17,10 +17,13 @@ use common::{
     model::{ModelFlags, Opened},
     output,
 };
-use transformer_utils::lens::{
-    Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, RowOptions, Table, View, compare, csv, html,
-    picture::{self, Style},
-    terminal::{self, TerminalStyle},
+use transformer_utils::{
+    lens::{
+        Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
+        picture::{self, Style},
+        terminal::{self, TerminalStyle},
+    },
+    tuned_lens,
 };
 
 /// Look through the logit lens: decode every layer's residual stream as if it were the model's output.
@@ -68,6 +71,11 @@ struct Flags {
     /// What decodes a row: blocks or halves of blocks (h.47, h.47.mlp), then final_layernorm,lm_head.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = DEFAULT_DECODER)]
     decoder: Vec<String>,
+
+    /// What stands in front of the decoder: logit (nothing) or tuned:DIR, translators made by tune_lens or published by the
+    /// tuned-lens project (config.json and params.pt in DIR).
+    #[arg(long, value_name = "logit|tuned:DIR", default_value = "logit")]
+    lens: LensChoice,
 
     /// Put the input on top.
     #[arg(long)]
@@ -117,6 +125,25 @@ struct Flags {
 
 fn measure(name: &str) -> Result<Measure, String> {
     Measure::from_str(name).map_err(|error| error.to_string())
+}
+
+/// The value of `--lens`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum LensChoice {
+    Logit,
+    Tuned(PathBuf),
+}
+
+impl FromStr for LensChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "logit" => Ok(Self::Logit),
+            Some(("tuned", folder)) if !folder.is_empty() => Ok(Self::Tuned(folder.into())),
+            _ => Err("expected logit or tuned:DIR".into()),
+        }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -188,7 +215,7 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     let rows = flags.input.read(&opened)?;
     let vocabulary = opened.config().vocabulary;
     let interactive = outputs.iter().any(|(_, format)| *format == Format::Html);
-    let mut options = LensOptions {
+    let options = LensOptions {
         measures: flags.measure.clone(),
         positions: None,
         rows: RowOptions {
@@ -204,22 +231,23 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
         kl_clip: flags.kl_clip.then(|| 1.0 / (10.0 * vocabulary as f64)),
         memory: flags.memory << 20,
     };
-    let mut tables = Vec::with_capacity(rows.ids.len());
-    // One row after the other: padding would make the streams larger and the numbers no better.
-    for ids in &rows.ids {
-        options.positions = match &flags.positions {
-            Some(positions) => {
-                let range = positions.within(ids.len() as i64)?;
-                Some(range.start as usize..range.end as usize)
-            }
-            None => None,
-        };
-        let lens = Lens::new(&opened.model, options.clone())?;
-        // A tokenizer that cannot be read is reported before anything runs.
-        opened.tokens()?;
-        tables.push(lens.table(&opened.name, ids, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?);
+    let prompt = |ids: &Vec<i64>| {
+        let range = flags.positions.as_ref().map(|positions| positions.within(ids.len() as i64)).transpose()?;
+        let positions = range.map(|range| range.start as usize..range.end as usize);
+        Ok(Prompt { ids: ids.clone(), positions })
+    };
+    let prompts = rows.ids.iter().map(prompt).collect::<Result<Vec<_>>>()?;
+    let tuned = match &flags.lens {
+        LensChoice::Logit => None,
+        LensChoice::Tuned(folder) => Some(tuned_lens::open(folder)?),
+    };
+    let mut lens = Lens::new(&opened.model, options)?;
+    if let Some(tuned) = &tuned {
+        lens = lens.tuned(tuned)?;
     }
-    Ok(tables)
+    // A tokenizer that cannot be read is reported before anything runs.
+    opened.tokens()?;
+    Ok(lens.tables(&opened.name, &prompts, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?)
 }
 
 fn track(opened: &Opened, text: &str) -> Result<(String, i64)> {

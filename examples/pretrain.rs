@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
+use common::texts;
 use serde::{Deserialize, Serialize};
 use tokenizers::{
     AddedToken, Tokenizer,
@@ -142,7 +143,7 @@ fn run(flags: Flags) -> Result<()> {
         "--compute f16: half precision is far too slow here; use bf16 or f32"
     );
     fs::create_dir_all(&flags.out).with_context(|| format!("cannot make {}", flags.out.display()))?;
-    let (train_text, held_out_text) = read_texts(flags)?;
+    let (train_text, held_out_text) = texts::split(&flags.texts, flags.validation)?;
     let tokenizer = tokenizer(flags, &train_text)?;
     let train = tokens(&tokenizer, &train_text)?;
     let held_out = tokens(&tokenizer, &held_out_text)?;
@@ -165,23 +166,6 @@ fn run(flags: Flags) -> Result<()> {
     let loss = training.loss(flags, &held_out, usize::MAX)?;
     common::print(format!("held-out loss {loss:.4} nats per token"))?;
     training.finish(flags, loss, train.len(), held_out.len())
-}
-
-/// All texts, each cut into a training part and a held-out end.
-fn read_texts(flags: &Flags) -> Result<(String, String)> {
-    let (mut train, mut held_out) = (String::new(), String::new());
-    for path in &flags.texts {
-        let text = fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let mut cut = (text.len() as f64 * (1.0 - flags.validation)) as usize;
-        while !text.is_char_boundary(cut) {
-            cut += 1;
-        }
-        // Between paragraphs, so that no sentence is in both.
-        cut = text[cut..].find("\n\n").map_or(text.len(), |offset| cut + offset + 2);
-        train.push_str(&text[..cut]);
-        held_out.push_str(&text[cut..]);
-    }
-    Ok((train, held_out))
 }
 
 /// The tokenizer of an earlier run, or a new byte-level BPE trained on the training part alone.
@@ -361,7 +345,7 @@ impl Training {
     fn step(&mut self, flags: &Flags, train: &[i64], step: u64, rate: f64) -> Result<f64> {
         let sequences = (0..flags.batch as u64).map(|row| {
             let places = (train.len() - flags.context as usize - 1) as u64;
-            let start = random(flags.seed, step * flags.batch as u64 + row) % places;
+            let start = texts::random(flags.seed, step * flags.batch as u64 + row) % places;
             &train[start as usize..][..flags.context as usize + 1]
         });
         let loss = sequence_loss(&self.model(flags.compute.kind())?, sequences)?;
@@ -495,13 +479,4 @@ fn learning_rate(flags: &Flags, step: u64) -> f64 {
     let rest = flags.steps.saturating_sub(flags.warm_up).max(1) as f64;
     let progress = ((step - flags.warm_up) as f64 / rest).min(1.0);
     flags.learning_rate * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * progress).cos()))
-}
-
-/// The `index`-th number of the sequence that `seed` begins (SplitMix64; Steele et al., 2014): a resumed run draws the
-/// same batches.
-fn random(seed: u64, index: u64) -> u64 {
-    let mut x = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }

@@ -22,6 +22,8 @@ pub use models;
 pub use partial;
 pub use tch;
 
+pub mod tuned_lens;
+
 /// The names most programs need.
 pub mod prelude {
     pub use lowmem::{Checkpoint, LoadOptions, Residency};

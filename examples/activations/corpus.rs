@@ -13,13 +13,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use transformer_utils::{
     lowmem::{self, Checkpoint, Dtype},
-    models::{Point, Site},
+    models::{Input, Point, Site},
     partial::{Activations, Plan, Run},
     tch::{Device, Kind, Tensor, no_grad},
 };
 
 use crate::common::{
-    input::{check_row, padded},
+    input::check_row,
     model::{ModelFlags, Opened, Placement},
     output, progress, system,
 };
@@ -418,7 +418,7 @@ impl Job<'_> {
             let rows: Vec<Vec<i64>> =
                 batch.iter().map(|&text| texts[text].ids.iter().map(|&id| i64::from(id)).collect()).collect();
             let context = || format!("{}, lines {:?}", self.texts.display(), lines(texts, batch));
-            let activations: Activations = run.run(&padded(&rows)?).with_context(context)?;
+            let activations: Activations = run.run(&Input::padded(&rows)?).with_context(context)?;
             let first = all_ids.len() as i64;
             for (place, (name, values)) in activations.iter().enumerate() {
                 let pattern = opened.model.sites().parse(name)?.point == Point::Pattern;

@@ -4,10 +4,7 @@ use std::{io::Read, ops::Range, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use transformer_utils::{
-    models::{self, Input},
-    tch::Tensor,
-};
+use transformer_utils::models::{self, Input};
 
 use super::model::Opened;
 
@@ -151,30 +148,9 @@ impl Rows {
     }
 
     /// The input of a run: rows padded on the right to the longest, the padding masked.
-    ///
-    /// Right, because the positions then count from each row's first token as they would without the batch, and a causal
-    /// model gives every token the values it would have alone.
     pub fn input(&self) -> Result<Input> {
-        Ok(padded(&self.ids)?)
+        Ok(Input::padded(&self.ids)?)
     }
-}
-
-/// Rows padded on the right with token 0, and a mask where they are.
-pub fn padded<R: AsRef<[i64]>>(rows: &[R]) -> models::Result<Input> {
-    let longest = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
-    let fill = |value: &dyn Fn(i64) -> i64| -> Vec<i64> {
-        let row =
-            |row: &R| row.as_ref().iter().map(|&id| value(id)).chain(std::iter::repeat(0)).take(longest).collect();
-        rows.iter().flat_map(|ids| -> Vec<i64> { row(ids) }).collect()
-    };
-    let table: Vec<Vec<i64>> = fill(&|id| id).chunks(longest.max(1)).map(<[i64]>::to_vec).collect();
-    let input = Input::from_rows(&table)?;
-    if rows.iter().all(|row| row.as_ref().len() == longest) {
-        return Ok(input);
-    }
-    let mask = Tensor::f_from_slice(&fill(&|_| 1)).and_then(|mask| mask.f_view([rows.len() as i64, longest as i64]));
-    let mask = mask.map_err(|source| models::Error::Torch { at: "the attention mask".into(), source })?;
-    Ok(input.attention_mask(mask))
 }
 
 /// The value of `--positions`: `A..B` with B excluded, or one position.

@@ -4,12 +4,14 @@
 
 pub mod input;
 pub mod model;
+pub mod optimizer;
 pub mod output;
 pub mod progress;
 pub mod system;
 pub mod table;
 pub mod tensors;
 pub mod terminal;
+pub mod texts;
 pub mod tokens;
 
 use std::{

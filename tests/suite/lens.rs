@@ -1,7 +1,7 @@
 //! The lens against its definitions, computed in f64 by the golden generator.
 
 use transformer_utils::{
-    lens::{Lens, LensOptions, Measure, RowOptions, Table},
+    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table},
     lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
     models::Model,
     tch::Tensor,
@@ -156,6 +156,47 @@ fn positions_choose_columns_and_change_nothing_else() {
             }
         }
     }
+}
+
+#[test]
+fn a_batch_gives_the_tables_of_its_prompts() {
+    let (_, model, ids) = first();
+    let prompts = [
+        Prompt { ids: ids.clone(), positions: None },
+        Prompt { ids: ids[..3].to_vec(), positions: Some(1..3) },
+        Prompt { ids: ids[1..5].to_vec(), positions: Some(0..1) },
+    ];
+    for decoder in [vec!["final_layernorm", "lm_head"], vec!["h.2", "ln_f", "lm_head"], vec!["h.2.mlp", "ln_f", "lm_head"]] {
+        for memory in [1, 256 << 20] {
+            let options = LensOptions {
+                measures: [all_measures(), vec![Measure::CrossEntropy]].concat(),
+                decoder: decoder.iter().map(|&name| name.to_owned()).collect(),
+                top_k: 2,
+                tracked: vec![("x".into(), 3)],
+                memory,
+                ..LensOptions::default()
+            };
+            let lens = Lens::new(&model, options.clone()).unwrap();
+            let together = lens.tables("golden", &prompts, |id| format!("<{id}>")).unwrap();
+            assert_eq!(together.len(), prompts.len());
+            for (prompt, batched) in prompts.iter().zip(&together) {
+                let alone = table(&model, &prompt.ids, LensOptions { positions: prompt.positions.clone(), ..options.clone() });
+                assert_eq!((&batched.tokens, &batched.positions), (&alone.tokens, &alone.positions));
+                for (batched, alone) in batched.rows.iter().zip(&alone.rows) {
+                    assert_eq!((&batched.name, &batched.top1), (&alone.name, &alone.top1));
+                    for (measure, values) in &batched.values {
+                        for (found, expected) in values.iter().zip(&alone.values[measure]) {
+                            let close = (found - expected).abs() <= 1e-5 * expected.abs().max(1.0);
+                            assert!(close || (found.is_nan() && expected.is_nan()), "{measure}: {found} {expected}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+    let lens = Lens::new(&model, LensOptions::default()).unwrap();
+    let outside = [Prompt { ids: ids[..3].to_vec(), positions: Some(1..4) }];
+    assert!(lens.tables("golden", &outside, |id| id.to_string()).unwrap_err().to_string().contains("1..4"));
 }
 
 #[test]

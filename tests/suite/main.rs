@@ -8,6 +8,7 @@ mod lens;
 mod partial;
 mod support;
 mod training;
+mod tuned_lens;
 
 // Programs whose insides are tested, not only their output.
 #[path = "../../examples/classify/mod.rs"]

@@ -186,6 +186,7 @@ fn invent(model: &str, texts: &[String], blocks: usize, subblocks: bool) -> Tabl
     Table {
         model: model.into(),
         dtype: "f32".into(),
+        lens: None,
         measures: MEASURES.to_vec(),
         rows: rows.collect(),
         tokens: (0..texts.len())

@@ -38,8 +38,8 @@ impl Comparison {
     }
 }
 
-/// Compares two tables of the same rows, tokens and positions; say, of a model before and after an edit, or in two
-/// dtypes. Values are those of `after` minus those of `before`.
+/// Compares two tables of the same rows, tokens and positions; say, of a model before and after an edit, in two
+/// dtypes, or through two lenses. Values are those of `after` minus those of `before`.
 ///
 /// # Errors
 ///
@@ -64,13 +64,14 @@ pub fn compare(before: &Table, after: &Table) -> Result<Comparison, TableError> 
     let rows =
         before.rows.iter().zip(&after.rows).map(|(before, after)| difference(before, after, &measures)).collect();
     let model = if before.model == after.model {
-        format!("{} ({} − {})", after.model, after.dtype, before.dtype)
+        format!("{} ({} − {})", after.model, after.setting(), before.setting())
     } else {
         format!("{} − {}", after.model, before.model)
     };
     let difference = Table {
         model,
         dtype: after.dtype.clone(),
+        lens: after.lens.clone(),
         measures,
         tokens: after.tokens.clone(),
         positions: after.positions.clone(),

@@ -82,6 +82,12 @@ pub enum Error {
         /// The most that rounding explains.
         allowed: f64,
     },
+    /// Translators that cannot be used.
+    #[error("tuned lens: {problem}")]
+    TunedLens {
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
     /// Libtorch failed: out of memory, a device error.
     #[error("{at}: {}", models::first_line(.source))]
     Torch {

@@ -16,6 +16,7 @@ pub(crate) fn small() -> Table {
     Table {
         model: "tiny".into(),
         dtype: "f32".into(),
+        lens: None,
         measures: vec![Measure::Probs, Measure::Kl],
         tokens: ids.into_iter().zip(texts).map(|(id, text)| Token { id, text: text.into() }).collect(),
         positions: vec![0, 1, 2],
@@ -48,6 +49,7 @@ pub(crate) fn of_tokens(texts: &[&str], names: &[&str], measures: &[Measure]) ->
     Table {
         model: "tiny".into(),
         dtype: "f32".into(),
+        lens: None,
         measures: measures.to_vec(),
         tokens: texts.iter().enumerate().map(|(id, text)| Token { id: id as i64, text: (*text).into() }).collect(),
         positions: (0..texts.len()).collect(),

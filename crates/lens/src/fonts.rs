@@ -50,6 +50,9 @@ const FONTS: &[Font] = fonts![
     "NotoEmoji-Regular.ttf": "Noto Emoji, Noto Sans",
 ];
 
+/// The families of ordinary text.
+pub(crate) const FAMILIES: &str = FONTS[0].families;
+
 /// All the fonts, for the rasteriser.
 pub(crate) fn database() -> Arc<fontdb::Database> {
     static DATABASE: OnceLock<Arc<fontdb::Database>> = OnceLock::new();

@@ -2,15 +2,16 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use models::{Input, Model, Site};
-use partial::{Plan, Run};
-use tch::{Kind, TchError, Tensor};
+use models::{Model, Site};
+use tch::Kind;
 
 use crate::{
-    Error, Measure, Row, RowOptions, Table, Token, TopK,
+    Error, Measure, Row, RowOptions, Table, Token, TopK, TunedLens,
     decoder::{DEFAULT_DECODER, Decoder},
     error::Result,
     rows::RowPlan,
+    streams::{Chosen, RowStreams},
+    table::TUNED,
     unembed::{self, Measured, Wanted},
 };
 
@@ -51,6 +52,25 @@ impl Default for LensOptions {
     }
 }
 
+/// One prompt of a batch.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Prompt {
+    /// Its token ids.
+    pub ids: Vec<i64>,
+    /// The positions that are decoded; `None` takes those of [`LensOptions::positions`].
+    pub positions: Option<Range<usize>>,
+}
+
+/// One prompt's share of the results.
+struct Cells<'a> {
+    measured: &'a Measured,
+    wanted: &'a Wanted,
+    /// Columns of all prompts together.
+    columns: usize,
+    /// This prompt's among them.
+    mine: Range<usize>,
+}
+
 /// A lens on one model, checked and ready.
 ///
 /// Based on "interpreting GPT: the logit lens" by nostalgebraist (2020),
@@ -60,6 +80,7 @@ pub struct Lens<'a> {
     options: LensOptions,
     decoder: Decoder,
     rows: Vec<RowPlan>,
+    tuned: Option<&'a TunedLens>,
 }
 
 impl<'a> Lens<'a> {
@@ -82,12 +103,34 @@ impl<'a> Lens<'a> {
         }
         let decoder = Decoder::parse(model, &options.decoder)?;
         let rows = options.rows.plan(model.config().layers(), &decoder)?;
-        Ok(Self { model, options, decoder, rows })
+        Ok(Self { model, options, decoder, rows, tuned: None })
     }
 
     /// The names of the rows in the order in which they run.
     pub fn row_names(&self) -> impl Iterator<Item = &str> {
         self.rows.iter().map(|row| row.name.as_str())
+    }
+
+    /// Decodes through translators, row by row (the tuned lens), in place of the plain final norm and unembedding.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TunedLens`] where they were made for another model, where the decoder holds blocks, and where a row has no
+    /// translator: there are translators of the streams that enter blocks, and the last row needs none.
+    pub fn tuned(mut self, tuned: &'a TunedLens) -> Result<Self> {
+        tuned.check(self.model)?;
+        if !self.decoder.steps.is_empty() {
+            let problem = "translators lead to the last block's output; a decoder cannot hold blocks as well".into();
+            return Err(Error::TunedLens { problem });
+        }
+        let last = Site::before_block(self.model.config().layers());
+        if let Some(row) = self.rows.iter().find(|row| row.site != last && tuned.layer(row.site).is_none()) {
+            let name = &row.name;
+            let problem = format!("there is no translator for the row {name}; there are those of whole blocks");
+            return Err(Error::TunedLens { problem });
+        }
+        self.tuned = Some(tuned);
+        Ok(self)
     }
 
     /// Runs the model over a prompt and decodes every row.
@@ -100,28 +143,55 @@ impl<'a> Lens<'a> {
     /// [`Error::Positions`]; whatever the model refuses; [`Error::LastRow`] if the last block's row does not give the
     /// model's own output, which is checked on every run that has it.
     pub fn table(&self, name: &str, ids: &[i64], text: impl Fn(i64) -> String) -> Result<Table> {
-        let positions = self.options.positions.clone().unwrap_or(0..ids.len());
-        if !ids.is_empty() && (positions.start >= positions.end || positions.end > ids.len()) {
-            return Err(Error::Positions { begin: positions.start, end: positions.end, tokens: ids.len() });
-        }
-        let wanted = self.wanted(ids, &positions);
-        let measured = tch::no_grad(|| self.measure(ids, &positions, &wanted))?;
-        self.check_last_row(&measured, &positions)?;
+        let prompt = Prompt { ids: ids.to_vec(), positions: self.options.positions.clone() };
+        let mut tables = self.tables(name, &[prompt], text)?;
+        tables.pop().ok_or(Error::Model(models::Error::EmptyInput))
+    }
+
+    /// Runs the model once over a batch of prompts; one table for each, as [`Lens::table`] would make it.
+    ///
+    /// Shorter prompts are padded for the run; nothing of the padding is decoded. A prompt without positions of its own
+    /// takes those of the options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lens::table`].
+    pub fn tables(&self, name: &str, prompts: &[Prompt], text: impl Fn(i64) -> String) -> Result<Vec<Table>> {
+        let chosen = prompts.iter().map(|prompt| self.choose(prompt)).collect::<Result<Vec<_>>>()?;
+        let wanted = self.wanted(&chosen);
+        let measured = tch::no_grad(|| self.measure(&chosen, &wanted))?;
+        self.check_last_row(&measured, &chosen)?;
         let dtype = self.model.parts().dtype().to_string();
-        let tokens = ids.iter().map(|&id| Token { id, text: text(id) }).collect();
-        let columns = positions.len();
-        let rows =
-            self.rows.iter().enumerate().map(|(row, plan)| self.row(row, plan, &measured, columns, &wanted, &text));
-        let table = Table {
-            model: name.to_owned(),
-            dtype,
-            measures: self.measures(),
-            tokens,
-            positions: positions.clone().collect(),
-            rows: rows.collect(),
+        let columns = chosen.iter().map(|prompt| prompt.positions.len()).sum();
+        let mut begin = 0;
+        let table = |prompt: &Chosen| {
+            let mine = begin..begin + prompt.positions.len();
+            begin = mine.end;
+            let cells = Cells { measured: &measured, wanted: &wanted, columns, mine };
+            let rows = self.rows.iter().enumerate().map(|(row, plan)| self.row(row, plan, &cells, &text));
+            let table = Table {
+                model: name.to_owned(),
+                dtype: dtype.clone(),
+                lens: self.tuned.map(|_| TUNED.to_owned()),
+                measures: self.measures(),
+                tokens: prompt.ids.iter().map(|&id| Token { id, text: text(id) }).collect(),
+                positions: prompt.positions.clone().collect(),
+                rows: rows.collect(),
+            };
+            table.check()?;
+            Ok(table)
         };
-        table.check()?;
-        Ok(table)
+        chosen.iter().map(table).collect()
+    }
+
+    fn choose<'p>(&self, prompt: &'p Prompt) -> Result<Chosen<'p>> {
+        let tokens = prompt.ids.len();
+        let positions = prompt.positions.as_ref().or(self.options.positions.as_ref()).cloned().unwrap_or(0..tokens);
+        // An empty prompt is the model's to refuse.
+        if tokens > 0 && (positions.start >= positions.end || positions.end > tokens) {
+            return Err(Error::Positions { begin: positions.start, end: positions.end, tokens });
+        }
+        Ok(Chosen { ids: &prompt.ids, positions })
     }
 
     fn measures(&self) -> Vec<Measure> {
@@ -134,9 +204,13 @@ impl<'a> Lens<'a> {
         measures
     }
 
-    fn wanted(&self, ids: &[i64], positions: &Range<usize>) -> Wanted {
+    fn wanted(&self, prompts: &[Chosen]) -> Wanted {
         let has = |measure: &Measure| self.options.measures.contains(measure);
-        let next = |position: usize| ids.get(position + 1).copied().unwrap_or(-1);
+        let next = || {
+            let of = |prompt: &'_ Chosen, position: usize| prompt.ids.get(position + 1).copied().unwrap_or(-1);
+            let each = prompts.iter().flat_map(|prompt| prompt.positions.clone().map(move |at| of(prompt, at)));
+            each.collect()
+        };
         Wanted {
             ranks: has(&Measure::Ranks),
             kl: has(&Measure::Kl),
@@ -145,42 +219,20 @@ impl<'a> Lens<'a> {
             entropy: has(&Measure::Entropy),
             top_k: self.options.top_k,
             tracked: self.options.tracked.iter().map(|(_, id)| *id).collect(),
-            next: has(&Measure::CrossEntropy).then(|| positions.clone().map(next).collect()),
+            next: has(&Measure::CrossEntropy).then(next),
             memory: self.options.memory,
         }
     }
 
-    fn measure(&self, ids: &[i64], positions: &Range<usize>, wanted: &Wanted) -> Result<Measured> {
-        let torch = |at| move |source: TchError| Error::Torch { at, source };
-        let sites: Vec<String> = self.rows.iter().map(|row| row.site.to_string()).collect();
-        let mut names = sites.clone();
-        let reference = Site::FINAL_NORM.to_string();
-        names.push(reference.clone());
-        let mut run = Run::planned(self.model, Plan::new(self.model, &names)?);
-        let range = positions.start as i64..positions.end as i64;
-        // Streams of other positions are kept only if the decoder's attention will read them.
-        let local = self.decoder.is_local();
-        if local {
-            run = run.positions(range.clone());
-        }
-        let output = run.run(&Input::from_rows(&[ids])?)?;
-        let cut = |tensor: Tensor| -> Result<Tensor, TchError> {
-            if local { Ok(tensor) } else { tensor.f_narrow(1, range.start, range.end - range.start) }
-        };
-        let streams = sites.iter().map(|site| output.get(site)).collect::<partial::Result<Vec<_>>>()?;
-        let streams = Tensor::f_cat(&streams, 0).map_err(torch("stacking the rows"))?;
-        let reference = cut(output.get(&reference)?.shallow_clone()).map_err(torch("the model's own output"))?;
-        drop(output);
-        let streams = cut(self.decoder.run_blocks(self.model, streams)?).map_err(torch("the rows"))?;
-        let normed = self.model.final_norm(&streams, Kind::Float)?;
-        let reference = reference.f_squeeze_dim(0).and_then(|tensor| tensor.f_to_kind(Kind::Float));
-        let reference = reference.map_err(torch("the model's own output"))?;
+    fn measure(&self, prompts: &[Chosen], wanted: &Wanted) -> Result<Measured> {
+        let memory = self.options.memory;
+        let streams = RowStreams::take(self.model, &self.rows, &self.decoder, self.tuned, prompts, memory)?;
         let unembedding = self.model.unembedding()?;
-        unembed::measure(&normed, &reference, &unembedding, wanted).map_err(torch("unembedding the rows"))
+        unembed::measure(&streams, &streams.reference, &unembedding, wanted)
     }
 
     /// The row of the last block is the model's own output, computed another way.
-    fn check_last_row(&self, measured: &Measured, positions: &Range<usize>) -> Result<()> {
+    fn check_last_row(&self, measured: &Measured, prompts: &[Chosen]) -> Result<()> {
         let layers = self.model.config().layers();
         let whole = self.decoder.steps.is_empty();
         let Some(row) = self.rows.iter().position(|row| row.site == Site::before_block(layers)).filter(|_| whole)
@@ -196,7 +248,8 @@ impl<'a> Lens<'a> {
             (&measured.target_logit, &measured.final_logit),
             (&measured.log_normaliser, &measured.final_log_normaliser),
         ];
-        for (column, position) in positions.clone().enumerate() {
+        let positions: Vec<usize> = prompts.iter().flat_map(|prompt| prompt.positions.clone()).collect();
+        for (column, &position) in positions.iter().enumerate() {
             for (rows, own) in pairs {
                 let (Some(&found), Some(&expected)) = (rows.get(row * positions.len() + column), own.get(column))
                 else {
@@ -213,16 +266,9 @@ impl<'a> Lens<'a> {
         Ok(())
     }
 
-    fn row(
-        &self,
-        row: usize,
-        plan: &RowPlan,
-        measured: &Measured,
-        columns: usize,
-        wanted: &Wanted,
-        text: &impl Fn(i64) -> String,
-    ) -> Row {
-        let cells = row * columns..(row + 1) * columns;
+    fn row(&self, row: usize, plan: &RowPlan, of: &Cells, text: &impl Fn(i64) -> String) -> Row {
+        let Cells { measured, wanted, columns, mine } = of;
+        let cells = row * columns + mine.start..row * columns + mine.end;
         let at = |values: &[f32], cell: usize| values.get(cell).map_or(f64::NAN, |&value| f64::from(value));
         let log_probability = |logits: &[f32], cell| at(logits, cell) - at(&measured.log_normaliser, cell);
         let tracked = wanted.tracked.len();
@@ -234,7 +280,7 @@ impl<'a> Lens<'a> {
             Measure::Kl => at(&measured.kl, cell),
             Measure::ReverseKl => at(&measured.reverse_kl, cell),
             Measure::Entropy => at(&measured.entropy, cell),
-            Measure::CrossEntropy => match wanted.next.as_ref().and_then(|next| next.get(cell % columns.max(1))) {
+            Measure::CrossEntropy => match wanted.next.as_ref().and_then(|next| next.get(cell % (*columns).max(1))) {
                 Some(&next) if next >= 0 => -log_probability(&measured.next_logit, cell),
                 _ => f64::NAN,
             },

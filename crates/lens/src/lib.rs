@@ -37,10 +37,13 @@ mod measure;
 pub mod picture;
 mod rows;
 mod scale;
+mod streams;
 mod table;
 pub mod terminal;
 mod token_text;
+mod tuned;
 mod unembed;
+mod unembedding_hash;
 mod view;
 
 #[cfg(test)]
@@ -51,10 +54,11 @@ pub use crate::{
     compare::{Comparison, compare},
     decoder::DEFAULT_DECODER,
     error::{Error, Result},
-    lens::{Lens, LensOptions},
+    lens::{Lens, LensOptions, Prompt},
     measure::Measure,
     rows::RowOptions,
-    table::{Prediction, Row, SCHEMA, Table, TableError, Token, TopK},
+    table::{Prediction, Row, SCHEMA, TUNED, Table, TableError, Token, TopK},
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
+    tuned::{LENS_TYPE, TunedLens, TunedLensConfig},
     view::View,
 };

@@ -5,6 +5,7 @@
 //! where they are right. Long prompts are split into pages. Several measures are stacked as panels.
 
 mod canvas;
+mod curves;
 mod panel;
 mod raster;
 
@@ -17,6 +18,7 @@ use crate::token_text::display_token;
 use crate::view::{View, evenly};
 
 use canvas::Canvas;
+pub use curves::{Curves, curves_png, curves_svg};
 use panel::Panel;
 
 /// How a picture looks.

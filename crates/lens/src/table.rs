@@ -9,6 +9,9 @@ use crate::measure::Measure;
 /// The number in the `schema` field of the JSON this version reads and writes.
 pub const SCHEMA: u32 = 1;
 
+/// What [`Table::lens`] says of a tuned lens.
+pub const TUNED: &str = "tuned";
+
 /// What each row of the lens believes at each position: plain data, no tensors, nothing left to compute.
 ///
 /// # Shapes
@@ -28,6 +31,8 @@ pub struct Table {
     pub model: String,
     /// The dtype of the weights it ran in: `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// What decoded the rows: `None` for the logit lens, [`TUNED`] for translators.
+    pub lens: Option<String>,
     /// The measures that every row has values of, in the order they were asked for.
     pub measures: Vec<Measure>,
     /// The whole input.
@@ -322,6 +327,14 @@ impl Table {
             .collect()
     }
 
+    /// The dtype, and the lens where it is not the logit lens, for titles.
+    pub(crate) fn setting(&self) -> String {
+        match &self.lens {
+            Some(lens) => format!("{}, {lens} lens", self.dtype),
+            None => self.dtype.clone(),
+        }
+    }
+
     /// The token at each decoded position: what was fed to the model there.
     pub fn inputs(&self) -> Vec<&Token> {
         self.positions.iter().filter_map(|&position| self.tokens.get(position)).collect()
@@ -335,13 +348,16 @@ impl Serialize for Table {
             schema: u32,
             model: &'a str,
             dtype: &'a str,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            lens: Option<&'a str>,
             measures: &'a [Measure],
             tokens: &'a [Token],
             positions: &'a [usize],
             rows: &'a [Row],
         }
-        let Self { model, dtype, measures, tokens, positions, rows } = self;
-        Borrowed { schema: SCHEMA, model, dtype, measures, tokens, positions, rows }.serialize(serializer)
+        let Self { model, dtype, lens, measures, tokens, positions, rows } = self;
+        let lens = lens.as_deref();
+        Borrowed { schema: SCHEMA, model, dtype, lens, measures, tokens, positions, rows }.serialize(serializer)
     }
 }
 
@@ -351,6 +367,8 @@ struct Document {
     schema: u64,
     model: String,
     dtype: String,
+    #[serde(default)]
+    lens: Option<String>,
     measures: Vec<Measure>,
     tokens: Vec<Token>,
     positions: Vec<usize>,
@@ -361,11 +379,11 @@ impl TryFrom<Document> for Table {
     type Error = TableError;
 
     fn try_from(document: Document) -> Result<Self, TableError> {
-        let Document { schema, model, dtype, measures, tokens, positions, rows } = document;
+        let Document { schema, model, dtype, lens, measures, tokens, positions, rows } = document;
         if schema != u64::from(SCHEMA) {
             return Err(TableError::Schema { found: schema });
         }
-        let table = Self { model, dtype, measures, tokens, positions, rows };
+        let table = Self { model, dtype, lens, measures, tokens, positions, rows };
         table.check()?;
         Ok(table)
     }

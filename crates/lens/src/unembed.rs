@@ -14,6 +14,8 @@ use std::ops::Range;
 
 use tch::{Device, Kind, TchError, Tensor};
 
+use crate::{Error, error::Result};
+
 /// What to compute beside the top-1 tokens and the normaliser.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wanted {
@@ -76,41 +78,56 @@ struct Final {
 /// Streams multiplied at once: enough for full speed, few enough for slices of some thousand entries.
 const STACK: i64 = 2304;
 
-/// Measures normed streams `[row, position, d_model]` against the model's own, `[position, d_model]`, both f32, through
-/// `unembedding`, `[vocabulary, d_model]`.
+/// Entries of the vocabulary in a slice, at most. More make the products no faster and the passes over them slower,
+/// because the slice leaves the cache.
+const SLICE: i64 = 4096;
+
+/// What is decoded: streams that are made when their turn comes.
+pub(crate) trait Streams {
+    /// How many rows there are.
+    fn rows(&self) -> usize;
+    /// How many positions each row has.
+    fn positions(&self) -> i64;
+    /// Some rows at some positions after the final norm, `[row, position, d_model]` in f32.
+    fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor>;
+}
+
+/// Measures `streams` against the model's own, `[position, d_model]` in f32, through `unembedding`, `[vocabulary, d_model]`.
 pub(crate) fn measure(
-    streams: &Tensor,
+    streams: &impl Streams,
     reference: &Tensor,
     unembedding: &Tensor,
     wanted: &Wanted,
-) -> Result<Measured, TchError> {
-    let (rows, positions, width) = streams.size3()?;
-    let vocabulary = unembedding.size2()?.0;
+) -> Result<Measured> {
+    let at = |source| Error::Torch { at: "unembedding the rows", source };
+    let (rows, positions) = (streams.rows(), streams.positions());
+    let vocabulary = unembedding.size2().map_err(at)?.0;
     // A quarter of the memory for the model's own logits and probabilities, the rest for slices.
-    let own = (wanted.memory / 4 / (8 * vocabulary.max(1) as u64)).clamp(1, positions.max(1) as u64) as i64;
+    let own = (wanted.memory / 4 / (12 * vocabulary.max(1) as u64)).clamp(1, positions.max(1) as u64) as i64;
     let mut groups = Vec::new();
     for start in (0..positions).step_by(own as usize) {
         let count = own.min(positions - start);
-        let reference = Final::new(&reference.f_narrow(0, start, count)?, unembedding)?;
-        let rows_at_once = (STACK / count).clamp(1, rows);
+        let own = reference.f_narrow(0, start, count).and_then(|own| Final::new(&own, unembedding)).map_err(at)?;
+        let rows_at_once = ((STACK / count) as usize).clamp(1, rows.max(1));
         let mut stacks = Vec::new();
-        for first in (0..rows).step_by(rows_at_once as usize) {
-            let stack = streams.f_narrow(0, first, rows_at_once.min(rows - first))?.f_narrow(1, start, count)?;
+        for first in (0..rows).step_by(rows_at_once) {
+            let end = (first + rows_at_once).min(rows);
+            let normed = streams.normed(first..end, start..start + count)?;
             let stack = Stack {
-                streams: stack.f_reshape([-1, width])?,
-                rows: stack.size3()?.0,
+                streams: normed.f_flatten(0, 1).map_err(at)?,
+                rows: (end - first) as i64,
                 positions: count,
                 unembedding,
-                reference: &reference,
+                reference: &own,
                 wanted,
                 offset: start,
             };
-            stacks.push(stack.measure()?);
+            drop(normed);
+            stacks.push(stack.measure().map_err(at)?);
         }
-        let own = reference.logits.f_gather(1, &reference.top1.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-        groups.push(Group { logit: own, log_normaliser: reference.log_normaliser, stacks });
+        groups.push(own.group(stacks).map_err(at)?);
     }
-    gather(groups)
+    gather(groups).map_err(at)
 }
 
 impl Final {
@@ -127,6 +144,12 @@ impl Final {
             logits,
             probabilities,
         })
+    }
+
+    /// What is kept of these positions.
+    fn group(self, stacks: Vec<StackMeasured>) -> Result<Group, TchError> {
+        let logit = self.logits.f_gather(1, &self.top1.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
+        Ok(Group { logit, log_normaliser: self.log_normaliser, stacks })
     }
 }
 
@@ -207,10 +230,10 @@ impl Stack<'_> {
     /// Entries of the vocabulary in one slice.
     fn slice(&self) -> i64 {
         let vocabulary = self.unembedding.size().first().copied().unwrap_or(1);
-        let copies = if self.exponentials_apart() { 3 } else { 2 };
-        let bytes =
-            (self.wanted.memory * 3 / 4) / (4 * copies * self.streams.size().first().map_or(1, |&n| n.max(1) as u64));
-        (bytes as i64).clamp(64, 16384).min(vocabulary)
+        let streams = self.streams.size().first().map_or(1, |&n| n.max(1) as u64);
+        // The logits, one scratch of the same size, and the products where they are not f32 already.
+        let bytes = (self.wanted.memory * 3 / 4) / (12 * streams);
+        (bytes as i64).clamp(64, SLICE).min(vocabulary)
     }
 
     /// Whether logits are still needed after their exponentials exist.
@@ -223,27 +246,15 @@ impl Stack<'_> {
         Ok((0..vocabulary).step_by(slice as usize).map(|start| start..(start + slice).min(vocabulary)).collect())
     }
 
-    /// Logits of one slice, `[rows x positions, slice]`, in f32.
-    fn logits(&self, slice: &Range<i64>, streams: &Tensor, buffer: &Tensor) -> Result<Tensor, TchError> {
-        let width = slice.end - slice.start;
-        let weights = self.unembedding.f_narrow(0, slice.start, width)?.f_transpose(0, 1)?;
-        let count = streams.size2()?.0;
-        // The buffer is reused: fresh memory for every slice would cost a page fault for every 4 KiB.
-        let out = buffer.f_narrow(0, 0, count * width)?.f_view([count, width])?;
-        streams.f_mm_out(&out, &weights)?.f_to_kind(Kind::Float)
-    }
-
     fn measure(&self) -> Result<StackMeasured, TchError> {
         let kind = self.unembedding.f_kind()?;
         let streams = self.streams.f_to_kind(kind)?.f_contiguous()?;
-        let count = streams.size2()?.0;
-        let buffer = Tensor::f_empty([count * self.slice()], (kind, self.device()))?;
+        let buffers = Buffers::new(&streams, self.slice())?;
         let target = self.logits_of(&self.reference.top1)?;
         let tracked = self.tracked_logits()?;
         let mut running = self.start()?;
         for slice in self.slices()? {
-            let logits = self.logits(&slice, &streams, &buffer)?;
-            self.fold(&slice, logits, &target, &tracked, &mut running)?;
+            self.fold(&slice, &streams, &buffers, &target, &tracked, &mut running)?;
         }
         let log_normaliser = running.maximum.f_add(&running.sum.f_log()?)?;
         let kl = match (self.wanted.kl, self.wanted.clip) {
@@ -253,7 +264,7 @@ impl Stack<'_> {
                 // Rounding may leave a little less than nothing.
                 Some(kl.f_clamp_min(0.0)?)
             }
-            (true, Some(clip)) => Some(self.clipped_kl(&streams, &buffer, &log_normaliser, clip)?),
+            (true, Some(clip)) => Some(self.clipped_kl(&streams, &buffers, &log_normaliser, clip)?),
         };
         let expectation = |weighted: &Tensor| weighted.f_div(&running.sum);
         let entropy = if self.wanted.entropy {
@@ -309,13 +320,16 @@ impl Stack<'_> {
     fn fold(
         &self,
         slice: &Range<i64>,
-        logits: Tensor,
+        streams: &Tensor,
+        buffers: &Buffers,
         target: &Tensor,
         tracked: &Tensor,
         running: &mut Running,
     ) -> Result<(), TchError> {
         let width = slice.end - slice.start;
-        let logits = logits.f_view([self.rows, self.positions, width])?;
+        let shape = [self.rows, self.positions, width];
+        let logits = buffers.multiply(streams, self.unembedding, slice)?.f_view(shape)?;
+        let scratch = buffers.scratch(streams, width)?.f_view(shape)?;
         let (best, place) = logits.f_max_dim(-1, false)?;
         let better = best.f_gt_tensor(&running.maximum)?;
         running.top1 = place.f_add_scalar(slice.start)?.f_where_self(&better, &running.top1)?;
@@ -324,11 +338,11 @@ impl Stack<'_> {
         let decay = running.maximum.f_sub(&maximum)?.f_exp()?;
         running.maximum = maximum;
         if self.wanted.ranks {
-            running.ranks = running.ranks.f_add(&above(&logits, target, &self.reference.top1, slice)?)?;
+            running.ranks = running.ranks.f_add(&above(&logits, &scratch, target, &self.reference.top1, slice)?)?;
         }
         for (index, &id) in self.wanted.tracked.iter().enumerate() {
             let ids = Tensor::f_full([self.positions], id, (Kind::Int64, self.device()))?;
-            let count = above(&logits, &tracked.f_select(-1, index as i64)?, &ids, slice)?;
+            let count = above(&logits, &scratch, &tracked.f_select(-1, index as i64)?, &ids, slice)?;
             let _ = running.tracked_ranks.f_select(-1, index as i64)?.f_add_(&count)?;
         }
         if self.wanted.top_k > 0 {
@@ -342,7 +356,7 @@ impl Stack<'_> {
         }
         let shift = running.maximum.f_unsqueeze(2)?;
         let exponentials = if self.exponentials_apart() {
-            logits.f_sub(&shift)?.f_exp_()?
+            logits.f_sub_out(&scratch, &shift)?.f_exp_()?
         } else {
             // The logits are not needed any more.
             let mut logits = logits.shallow_clone();
@@ -385,14 +399,15 @@ impl Stack<'_> {
     fn clipped_kl(
         &self,
         streams: &Tensor,
-        buffer: &Tensor,
+        buffers: &Buffers,
         normaliser: &Tensor,
         clip: f64,
     ) -> Result<Tensor, TchError> {
         let mut total = Tensor::f_zeros(self.shape(), (Kind::Float, self.device()))?;
         for slice in self.slices()? {
             let width = slice.end - slice.start;
-            let logits = self.logits(&slice, streams, buffer)?.f_view([self.rows, self.positions, width])?;
+            let logits =
+                buffers.multiply(streams, self.unembedding, &slice)?.f_view([self.rows, self.positions, width])?;
             let rows = logits.f_sub(&normaliser.f_unsqueeze(2)?)?.f_clamp_min_(clip.ln())?;
             let own = self.reference.probabilities.f_narrow(1, slice.start, width)?.f_clamp_min(clip)?;
             let ratio = own.f_log()?.f_sub(&rows)?;
@@ -403,17 +418,65 @@ impl Stack<'_> {
     }
 }
 
+/// Memory for one slice, used again for the next: fresh memory would cost a page fault for every 4 KiB.
+struct Buffers {
+    /// Products in the dtype of the unembedding; the logits themselves where that is f32.
+    products: Tensor,
+    logits: Tensor,
+    scratch: Tensor,
+}
+
+impl Buffers {
+    /// For `streams`, `[n, d_model]`, and slices of up to `slice` entries.
+    fn new(streams: &Tensor, slice: i64) -> Result<Self, TchError> {
+        let (count, kind, device) = (streams.size2()?.0, streams.f_kind()?, streams.device());
+        let empty = |kind| Tensor::f_empty([count * slice], (kind, device));
+        let logits = empty(Kind::Float)?;
+        let products = if kind == Kind::Float { logits.shallow_clone() } else { empty(kind)? };
+        Ok(Self { products, logits, scratch: empty(Kind::Float)? })
+    }
+
+    /// `[n, slice]` of a buffer.
+    fn part(buffer: &Tensor, streams: &Tensor, width: i64) -> Result<Tensor, TchError> {
+        let count = streams.size2()?.0;
+        buffer.f_narrow(0, 0, count * width)?.f_view([count, width])
+    }
+
+    fn scratch(&self, streams: &Tensor, width: i64) -> Result<Tensor, TchError> {
+        Self::part(&self.scratch, streams, width)
+    }
+
+    /// Logits of one slice, `[n, slice]`, in f32.
+    fn multiply(&self, streams: &Tensor, unembedding: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
+        let width = slice.end - slice.start;
+        let weights = unembedding.f_narrow(0, slice.start, width)?.f_transpose(0, 1)?;
+        let products = streams.f_mm_out(&Self::part(&self.products, streams, width)?, &weights)?;
+        let mut logits = Self::part(&self.logits, streams, width)?;
+        if products.f_kind()? != Kind::Float {
+            logits.f_copy_(&products)?;
+        }
+        Ok(logits)
+    }
+}
+
 /// How many entries of a slice score strictly higher than `target` (`[row, position]`); the entry of `ids`
 /// (`[position]`) itself is not counted, however its score was rounded.
-fn above(logits: &Tensor, target: &Tensor, ids: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
-    let higher = logits.f_gt_tensor(&target.f_unsqueeze(2)?)?;
+fn above(
+    logits: &Tensor,
+    scratch: &Tensor,
+    target: &Tensor,
+    ids: &Tensor,
+    slice: &Range<i64>,
+) -> Result<Tensor, TchError> {
+    // Ones and zeros in f32: their sum is exact up to 2^24, and an order of magnitude faster than one of booleans.
+    let higher = logits.f_gt_tensor_out(scratch, &target.f_unsqueeze(2)?)?;
     let inside = ids.f_ge(slice.start)?.f_logical_and(&ids.f_lt(slice.end)?)?;
     let (rows, positions, width) = logits.size3()?;
     let places = ids.f_sub_scalar(slice.start)?.f_clamp(0, width - 1)?;
     let places = places.f_view([1, positions, 1])?.f_expand([rows, positions, 1], false)?;
-    let own = higher.f_gather(-1, &places, false)?.f_squeeze_dim(2)?.f_logical_and(&inside)?;
-    let count = higher.f_sum_dim_intlist([-1].as_slice(), false, Kind::Int64)?;
-    count.f_sub(&own.f_to_kind(Kind::Int64)?)
+    let own = higher.f_gather(-1, &places, false)?.f_squeeze_dim(2)?.f_mul(&inside)?;
+    let count = higher.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?;
+    count.f_sub(&own)?.f_to_kind(Kind::Int64)
 }
 
 /// A group of positions: the model's own results there, `[position]`, and the rows'.

@@ -85,12 +85,12 @@ impl<'a> View<'a> {
         self.table.rows.iter().map(|row| display_label(&row.name)).collect()
     }
 
-    /// The title: the caller's, or the model and its dtype.
+    /// The title: the caller's, or the model with its dtype and lens.
     pub(crate) fn title(&self, title: Option<&str>) -> String {
         match title {
             Some(title) => display_label(title),
             None if self.comparison.is_some() => display_label(&self.table.model),
-            None => display_label(&format!("{} ({})", self.table.model, self.table.dtype)),
+            None => display_label(&format!("{} ({})", self.table.model, self.table.setting())),
         }
     }
 }

@@ -42,6 +42,7 @@ mod prefetch;
 mod read;
 mod report;
 mod safetensors_file;
+mod save;
 mod source;
 
 pub use checkpoint::Checkpoint;
@@ -52,5 +53,5 @@ pub use memory::available_memory;
 pub use options::{DtypeChoice, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, TensorRequest};
 pub use report::{LoadReport, NoProgress, Progress};
-pub use safetensors_file::save_safetensors;
+pub use save::{save_bin, save_safetensors};
 pub use source::{HubOptions, Source};

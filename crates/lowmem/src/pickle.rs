@@ -46,22 +46,38 @@ pub(crate) enum Global {
     Description,
 }
 
+/// PyTorch's names for the storages of a dtype.
+const STORAGES: [(&str, Dtype); 10] = [
+    ("DoubleStorage", Dtype::F64),
+    ("FloatStorage", Dtype::F32),
+    ("HalfStorage", Dtype::F16),
+    ("BFloat16Storage", Dtype::Bf16),
+    ("LongStorage", Dtype::I64),
+    ("IntStorage", Dtype::I32),
+    ("ShortStorage", Dtype::I16),
+    ("CharStorage", Dtype::I8),
+    ("ByteStorage", Dtype::U8),
+    ("BoolStorage", Dtype::Bool),
+];
+
+/// The name of the storage that holds elements of `dtype`.
+pub(crate) fn storage_name(dtype: Dtype) -> &'static str {
+    STORAGES.iter().find(|(_, known)| *known == dtype).map_or("UntypedStorage", |(name, _)| name)
+}
+
+fn storage_dtype(name: &str) -> Option<Dtype> {
+    STORAGES.iter().find(|(known, _)| *known == name).map(|(_, dtype)| *dtype)
+}
+
 impl Global {
     fn find(module: &str, name: &str) -> Option<Self> {
+        if let ("torch" | "torch.cuda", Some(dtype)) = (module, storage_dtype(name)) {
+            return Some(Self::Storage(dtype));
+        }
         Some(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
             ("torch._utils", "_rebuild_tensor" | "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => Self::RebuildParameter,
-            ("torch" | "torch.cuda", "DoubleStorage") => Self::Storage(Dtype::F64),
-            ("torch" | "torch.cuda", "FloatStorage") => Self::Storage(Dtype::F32),
-            ("torch" | "torch.cuda", "HalfStorage") => Self::Storage(Dtype::F16),
-            ("torch" | "torch.cuda", "BFloat16Storage") => Self::Storage(Dtype::Bf16),
-            ("torch" | "torch.cuda", "LongStorage") => Self::Storage(Dtype::I64),
-            ("torch" | "torch.cuda", "IntStorage") => Self::Storage(Dtype::I32),
-            ("torch" | "torch.cuda", "ShortStorage") => Self::Storage(Dtype::I16),
-            ("torch" | "torch.cuda", "CharStorage") => Self::Storage(Dtype::I8),
-            ("torch" | "torch.cuda", "ByteStorage") => Self::Storage(Dtype::U8),
-            ("torch" | "torch.cuda", "BoolStorage") => Self::Storage(Dtype::Bool),
             ("torch" | "torch.storage", "UntypedStorage" | "_UntypedStorage") => Self::Storage(Dtype::U8),
             ("torch", "Size") => Self::Size,
             ("torch", "device") | ("torch.serialization", "_get_layout") => Self::Description,

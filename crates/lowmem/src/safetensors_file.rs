@@ -1,21 +1,14 @@
-//! The safetensors format: reading a header without the weights, and writing a file tensor by tensor.
+//! The safetensors format: reading a header without the weights.
 //!
 //! The header is parsed here and not by the `safetensors` crate because its errors do not say which tensor is at fault,
 //! and because it wants the whole file in one slice. Format: <https://github.com/huggingface/safetensors#format>.
 
-use std::{
-    borrow::Cow,
-    fmt,
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::{fmt, fs::File, io::Read, path::Path};
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use tch::{Kind, Tensor};
 
 use crate::{
-    Dtype, Error, Result, first_line,
+    Dtype, Error, Result,
     index::{TensorInfo, WeightFile},
 };
 
@@ -169,113 +162,4 @@ fn check_layout(path: &Path, data: u64, file_bytes: u64, tensors: &[TensorInfo])
         return Err(Error::Hole { file: path.to_owned(), begin: end, end: file_bytes });
     }
     Ok(())
-}
-
-struct OneTensor<'a> {
-    tensor: &'a Tensor,
-    dtype: safetensors::Dtype,
-    shape: Vec<usize>,
-}
-
-impl safetensors::View for &OneTensor<'_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        self.dtype
-    }
-
-    fn shape(&self) -> &[usize] {
-        &self.shape
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        let mut bytes = vec![0; self.data_len()];
-        // The trait has no way to fail. `save_safetensors` made the tensor contiguous, on the CPU and of a known dtype,
-        // so this copy cannot either; a short file would be refused by every reader.
-        let elements = self.tensor.numel();
-        if self.tensor.f_copy_data_u8(&mut bytes, elements).is_err() {
-            bytes.clear();
-        }
-        Cow::Owned(bytes)
-    }
-
-    fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.dtype.bitsize() / 8
-    }
-}
-
-/// Writes tensors as one safetensors file: to a temporary file beside it, then renamed, so that a kill or a full disk
-/// leaves either the old file or the new one.
-///
-/// Tensors are written one at a time; only those that are not contiguous or not on the CPU are copied first.
-///
-/// # Errors
-///
-/// [`Error::Write`] for a dtype the format or this crate does not know, [`Error::Io`] where the file cannot be written.
-pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
-    let write =
-        |tensor: &str, problem: String| Error::Write { file: path.to_owned(), tensor: tensor.to_owned(), problem };
-    let mut plain = Vec::with_capacity(tensors.len());
-    for (name, tensor) in tensors {
-        let on_cpu = tensor.f_detach().and_then(|tensor| tensor.f_to_device(tch::Device::Cpu));
-        let contiguous = on_cpu.and_then(|tensor| tensor.f_contiguous());
-        plain.push(contiguous.map_err(|error| write(name, first_line(&error)))?);
-    }
-    let mut views = Vec::with_capacity(tensors.len());
-    for ((name, _), tensor) in tensors.iter().zip(&plain) {
-        let kind = tensor.f_kind().map_err(|error| write(name, first_line(&error)))?;
-        let dtype = safetensors_dtype(kind).ok_or_else(|| write(name, format!("dtype {kind:?} is not supported")))?;
-        let shape = tensor.size().iter().map(|&size| size as usize).collect();
-        views.push((name.clone(), OneTensor { tensor, dtype, shape }));
-    }
-    let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let temporary = temporary_beside(path);
-    let written = safetensors::serialize_to_file(
-        views.iter().map(|(name, view)| (name.as_str(), view)),
-        Some(metadata),
-        &temporary,
-    )
-    .map_err(|error| write("(all)", error.to_string()))
-    .and_then(|()| {
-        let finish = readable(&temporary).and_then(|()| std::fs::rename(&temporary, path));
-        finish.map_err(|source| Error::Io { path: path.to_owned(), source })
-    });
-    if written.is_err() {
-        // Best effort: the error that matters is the one already at hand.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// Gives a file the mode that any new file has; the writer makes private ones.
-fn readable(path: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
-
-fn safetensors_dtype(kind: Kind) -> Option<safetensors::Dtype> {
-    use safetensors::Dtype as S;
-    Some(match Dtype::from_kind(kind)? {
-        Dtype::F64 => S::F64,
-        Dtype::F32 => S::F32,
-        Dtype::F16 => S::F16,
-        Dtype::Bf16 => S::BF16,
-        Dtype::I64 => S::I64,
-        Dtype::I32 => S::I32,
-        Dtype::I16 => S::I16,
-        Dtype::I8 => S::I8,
-        Dtype::U8 => S::U8,
-        Dtype::Bool => S::BOOL,
-    })
-}
-
-fn temporary_beside(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
 }

@@ -60,6 +60,31 @@ impl Input {
         Ok(Self::ids(ids.map_err(Error::torch("the input"))?))
     }
 
+    /// Token ids as rows of any lengths: shorter ones are padded on the right with token 0, and the padding is masked.
+    ///
+    /// On the right, because positions then count from each row's first token as they would without the batch, and a
+    /// causal model gives every token the values it would have alone.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyInput`] where there is no row, or an empty one.
+    pub fn padded<R: AsRef<[i64]>>(rows: &[R]) -> Result<Self> {
+        let longest = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
+        if rows.iter().any(|row| row.as_ref().is_empty()) {
+            return Err(Error::EmptyInput);
+        }
+        let fill = |row: &R, value: fn(i64) -> i64| -> Vec<i64> {
+            row.as_ref().iter().map(|&id| value(id)).chain(std::iter::repeat(0)).take(longest).collect()
+        };
+        let input = Self::from_rows(&rows.iter().map(|row| fill(row, |id| id)).collect::<Vec<_>>())?;
+        if rows.iter().all(|row| row.as_ref().len() == longest) {
+            return Ok(input);
+        }
+        let mask: Vec<i64> = rows.iter().flat_map(|row| fill(row, |_| 1)).collect();
+        let mask = Tensor::f_from_slice(&mask).and_then(|mask| mask.f_view([rows.len() as i64, longest as i64]));
+        Ok(input.attention_mask(mask.map_err(Error::torch("the attention mask"))?))
+    }
+
     /// A run from the middle: `stream` (`[batch, position, d_model]`) stands for the value at `site`, which must be a
     /// residual stream (`input`, `h.i.resid_mid`, `h.i`); what follows the site is run.
     pub fn stream(site: Site, stream: Tensor) -> Self {

@@ -141,7 +141,7 @@ impl Shape {
 }
 
 /// Gives the picture a name that screen readers say.
-fn describe(svg: &str, description: &str) -> String {
+pub(super) fn describe(svg: &str, description: &str) -> String {
     let Some((tag, rest)) = svg.split_once('>') else { return svg.into() };
     let mut escaped = String::new();
     for character in description.chars() {

@@ -227,3 +227,52 @@ fn the_picture_is_well_formed_whatever_the_names_are() {
     raster::tree(&page).unwrap();
     assert!(!page.contains("<script>"));
 }
+
+fn two_curves(logarithmic: bool) -> Curves {
+    Curves {
+        title: "tiny: logit lens and tuned lens".into(),
+        heading: "KL(final ‖ row), nats".into(),
+        logarithmic,
+        rows: std::iter::once("input".to_owned()).chain((0..47).map(|block| format!("h.{block}"))).collect(),
+        curves: vec![
+            ("logit lens".into(), (0..48).map(|row| 12.0 * 0.9_f64.powi(row)).collect()),
+            ("tuned lens".into(), (0..48).map(|row| if row == 5 { f64::NAN } else { 0.9_f64.powi(row) }).collect()),
+        ],
+    }
+}
+
+#[test]
+fn curves_have_a_legend_and_row_names_that_do_not_touch() {
+    for logarithmic in [false, true] {
+        let svg = curves_svg(&two_curves(logarithmic), &Style::default()).unwrap();
+        let texts = texts(&svg);
+        let find = |wanted: &str| texts.iter().find(|(text, _)| text == wanted);
+        for wanted in ["logit lens", "tuned lens", "input", "KL(final ‖ row), nats"] {
+            assert!(find(wanted).is_some(), "{wanted}");
+        }
+        let mut rows: Vec<&[f64; 4]> =
+            texts.iter().filter(|(text, _)| text == "input" || text.starts_with("h.")).map(|(_, area)| area).collect();
+        rows.sort_by(|a, b| a[0].total_cmp(&b[0]));
+        assert!(rows.len() > 5 && rows.windows(2).all(|pair| pair[0][2] < pair[1][0]), "{rows:?}");
+        assert!(texts.iter().all(|(_, [left, top, right, bottom])| {
+            *left >= 0.0 && *top >= 0.0 && *right <= 760.0 && *bottom <= 440.0
+        }));
+        assert!(curves_png(&two_curves(logarithmic), &Style { dark: true, ..Style::default() }).unwrap().len() > 1000);
+    }
+}
+
+#[test]
+fn curves_of_nothing_and_of_odd_values() {
+    assert!(matches!(curves_svg(&Curves::default(), &Style::default()), Err(PictureError::NoMeasure)));
+    for logarithmic in [false, true] {
+        for values in [vec![f64::NAN], vec![0.0], vec![-1.0], vec![f64::INFINITY]] {
+            let curves = Curves {
+                rows: vec!["input".into()],
+                curves: vec![("one".into(), values)],
+                logarithmic,
+                ..Curves::default()
+            };
+            assert!(curves_svg(&curves, &Style::default()).is_ok(), "{curves:?}");
+        }
+    }
+}

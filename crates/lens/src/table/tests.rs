@@ -157,6 +157,7 @@ fn tables() -> impl Strategy<Value = Table> {
         (any::<String>(), tokens, vec(row, rows)).prop_map(move |(model, tokens, rows)| Table {
             model,
             dtype: "bf16".into(),
+            lens: (positions % 2 == 1).then(|| "tuned".into()),
             measures: measures.clone(),
             tokens: tokens.into_iter().map(|(id, text)| Token { id, text }).collect(),
             positions: (0..positions).map(|position| position * 2).collect(),

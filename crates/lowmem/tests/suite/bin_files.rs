@@ -381,3 +381,46 @@ proptest! {
         never_panics(&bytes);
     }
 }
+
+#[test]
+fn what_is_saved_reads_as_it_was() {
+    let expected = place_each(&fixture("expected.safetensors"));
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("params.pt");
+    let tensors: Vec<(String, tch::Tensor)> =
+        expected.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone())).collect();
+    lowmem::save_bin(&path, &tensors).unwrap();
+    assert_same(&place_each(&path), &expected);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "the temporary file has gone");
+
+    // Storages are aligned: f32 ones can be mapped.
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(checkpoint.index().tensors.values().all(|info| info.offset % 64 == 0));
+    let odd = fixture("expected.safetensors");
+    let mixed = Checkpoint::open(&odd).unwrap().tensors(&LoadOptions::default()).unwrap();
+    assert_eq!(mixed.len(), expected.len());
+}
+
+#[test]
+fn a_view_is_saved_as_what_it_shows() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("views.bin");
+    let matrix = crate::harness::numbers(&[4, 6], 3);
+    let empty = tch::Tensor::zeros([0, 3], (tch::Kind::Float, tch::Device::Cpu));
+    let scalar = tch::Tensor::from(2.5_f32);
+    let tensors = [("transposed", matrix.tr()), ("column", matrix.select(1, 2)), ("scalar", scalar), ("empty", empty)];
+    let tensors: Vec<_> = tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect();
+    lowmem::save_bin(&path, &tensors).unwrap();
+    let back = Checkpoint::open(&path).unwrap().tensors(&LoadOptions::default()).unwrap();
+    for (name, tensor) in &tensors {
+        assert_eq!(back[name].size(), tensor.size(), "{name}");
+        assert!(back[name].equal(&tensor.contiguous()), "{name}");
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_is_named() {
+    let missing = Path::new("/nonexistent/folder/params.pt");
+    let error = lowmem::save_bin(missing, &[]).unwrap_err();
+    assert!(matches!(error, Error::Write { ref file, .. } if file == missing), "{error}");
+}

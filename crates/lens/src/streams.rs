@@ -1,0 +1,148 @@
+//! The streams of the rows: taken in one run, decoded when their turn comes.
+
+use std::ops::Range;
+
+use models::{Input, Model, Site};
+use partial::{Plan, Run};
+use tch::{Kind, TchError, Tensor};
+
+use crate::{Error, TunedLens, decoder::Decoder, error::Result, rows::RowPlan, unembed::Streams};
+
+/// One prompt and what of it is decoded.
+#[derive(Clone, Debug)]
+pub(crate) struct Chosen<'a> {
+    pub(crate) ids: &'a [i64],
+    pub(crate) positions: Range<usize>,
+}
+
+impl Chosen<'_> {
+    fn count(&self) -> i64 {
+        self.positions.len() as i64
+    }
+}
+
+/// The streams of every row at the chosen positions, those of the prompts side by side.
+pub(crate) struct RowStreams<'a> {
+    model: &'a Model,
+    /// Translators, and the layer each row belongs to.
+    tuned: Option<&'a TunedLens>,
+    layers: Vec<Option<usize>>,
+    /// For each row `[position, d_model]` in the dtype of the run.
+    rows: Vec<Tensor>,
+    /// The model's own normed output, `[position, d_model]` in f32.
+    pub(crate) reference: Tensor,
+}
+
+fn torch(at: &'static str) -> impl Fn(TchError) -> Error {
+    move |source| Error::Torch { at, source }
+}
+
+impl<'a> RowStreams<'a> {
+    /// Runs the model once over all prompts, and what the decoder holds before the final norm. `memory` bounds the bytes
+    /// that the decoder's blocks take.
+    pub(crate) fn take(
+        model: &'a Model,
+        plans: &[RowPlan],
+        decoder: &Decoder,
+        tuned: Option<&'a TunedLens>,
+        prompts: &[Chosen],
+        memory: u64,
+    ) -> Result<Self> {
+        let sites: Vec<String> = plans.iter().map(|row| row.site.to_string()).collect();
+        let reference = Site::FINAL_NORM.to_string();
+        let names: Vec<&String> = sites.iter().chain([&reference]).collect();
+        let mut run = Run::planned(model, Plan::new(model, &names)?);
+        // Streams of other positions are kept only if the decoder's attention will read them.
+        let mut offset = 0;
+        if decoder.is_local() {
+            let begin = prompts.iter().map(|prompt| prompt.positions.start).min().unwrap_or(0);
+            let end = prompts.iter().map(|prompt| prompt.positions.end).max().unwrap_or(0);
+            run = run.positions(begin as i64..end as i64);
+            offset = begin;
+        }
+        let ids: Vec<&[i64]> = prompts.iter().map(|prompt| prompt.ids).collect();
+        let output = run.run(&Input::padded(&ids)?)?;
+        let at = torch("taking the rows' streams");
+        // One prompt's positions of a capture, `[1, position, d_model]`.
+        let part = |capture: &Tensor, prompt: usize, positions: Range<usize>| {
+            let length = (positions.end - positions.start) as i64;
+            capture.f_narrow(0, prompt as i64, 1)?.f_narrow(1, (positions.start - offset) as i64, length)
+        };
+        let beside = |capture: &Tensor| -> Result<Tensor, TchError> {
+            let parts = prompts.iter().enumerate().map(|(at, prompt)| part(capture, at, prompt.positions.clone()));
+            side_by_side(&parts.collect::<Result<Vec<_>, _>>()?)
+        };
+        let own = beside(output.get(&reference)?).and_then(|own| own.f_to_kind(Kind::Float)).map_err(&at)?;
+        let captures = sites.iter().map(|site| output.get(site)).collect::<partial::Result<Vec<_>>>()?;
+        let rows = if decoder.steps.is_empty() {
+            captures.into_iter().map(beside).collect::<Result<Vec<_>, _>>().map_err(&at)?
+        } else {
+            let mut decoded: Vec<Vec<Tensor>> = captures.iter().map(|_| Vec::with_capacity(prompts.len())).collect();
+            for (index, prompt) in prompts.iter().enumerate() {
+                let read = if decoder.is_local() { prompt.positions.clone() } else { 0..prompt.ids.len() };
+                let kept = (prompt.positions.start - read.start) as i64;
+                let at_once = rows_at_once(model, read.len(), memory);
+                for first in (0..captures.len()).step_by(at_once) {
+                    let group = captures.iter().skip(first).take(at_once);
+                    let streams =
+                        group.map(|capture| part(capture, index, read.clone())).collect::<Result<Vec<_>, _>>();
+                    let streams = streams.and_then(|streams| Tensor::f_cat(&streams, 0)).map_err(&at)?;
+                    let streams = decoder.run_blocks(model, streams)?;
+                    for (row, stream) in decoded.iter_mut().skip(first).zip(streams.f_split(1, 0).map_err(&at)?) {
+                        // A view would hold on to the positions that nobody asked for, and to the other rows.
+                        let stream = stream
+                            .f_narrow(1, kept, prompt.count())
+                            .and_then(|view| view.f_clone(&view.f_empty_like()?));
+                        row.push(stream.map_err(&at)?);
+                    }
+                }
+            }
+            decoded.iter().map(|parts| side_by_side(parts)).collect::<Result<Vec<_>, _>>().map_err(&at)?
+        };
+        let layers = plans.iter().map(|row| tuned.and_then(|tuned| tuned.layer(row.site))).collect();
+        Ok(Self { model, tuned, layers, rows, reference: own })
+    }
+}
+
+/// Prompts of a batch, each `[1, position, d_model]`, as one `[position, d_model]`. One alone is not copied.
+fn side_by_side(parts: &[Tensor]) -> Result<Tensor, TchError> {
+    match parts {
+        [one] => one.f_squeeze_dim(0),
+        _ => Tensor::f_cat(parts, 1)?.f_squeeze_dim(0),
+    }
+}
+
+/// How many rows of `length` positions the decoder's blocks may run over together.
+fn rows_at_once(model: &Model, length: usize, memory: u64) -> usize {
+    let config = model.config();
+    // In a block live at once: the hidden layer before and after its non-linearity; the stream, its norm, queries, keys,
+    // values, and what attention makes of them.
+    let width = 2 * config.d_mlp + 8 * config.d_model;
+    let row = 4 * width.max(1) as u64 * length.max(1) as u64;
+    (memory / row).max(1) as usize
+}
+
+impl Streams for RowStreams<'_> {
+    fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn positions(&self) -> i64 {
+        self.reference.size().first().copied().unwrap_or(0)
+    }
+
+    fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor> {
+        let at = torch("the rows");
+        let mut streams = Vec::with_capacity(rows.len());
+        for (stream, layer) in self.rows.iter().zip(&self.layers).take(rows.end).skip(rows.start) {
+            let stream = stream.f_narrow(0, positions.start, positions.end - positions.start).map_err(&at)?;
+            streams.push(match (self.tuned, layer) {
+                (Some(tuned), Some(layer)) => tuned.translate(*layer, &stream)?,
+                (Some(_), None) => stream.f_to_kind(Kind::Float).map_err(&at)?,
+                (None, _) => stream,
+            });
+        }
+        let streams = Tensor::f_stack(&streams, 0).map_err(&at)?;
+        Ok(self.model.final_norm(&streams, Kind::Float)?)
+    }
+}
