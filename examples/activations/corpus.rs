@@ -35,7 +35,7 @@ pub const HELP: &str = r#"Many texts:
     with safe_open(folder / entry["file"], "pt") as file:
         values = file.get_slice("h.3")[entry["start"]:entry["start"] + entry["tokens"]]
 
-  An attention pattern is [tokens, head, key]: a row for each query, zero beyond the text's own keys.
+  Attention scores and patterns are [tokens, head, key]: a row for each query, zero beyond the text's own keys.
 
   Files are written whole or not at all. After a kill, the same command goes on where it was."#;
 
@@ -344,7 +344,8 @@ impl Job<'_> {
         let sites = opened.model.sites();
         let config = opened.config();
         let elements = |site: Site| match site.point {
-            Point::Pattern => config.heads * longest as i64,
+            Point::Scores | Point::Pattern => config.heads * longest as i64,
+            Point::HeadOutput => config.heads * config.d_model,
             Point::QueryKeyValue => 3 * config.d_model,
             Point::MlpInput | Point::MlpActivation => config.d_mlp,
             Point::Logits => config.vocabulary,
@@ -421,7 +422,8 @@ impl Job<'_> {
             let activations: Activations = run.run(&padded(&rows)?).with_context(context)?;
             let first = all_ids.len() as i64;
             for (place, (name, values)) in activations.iter().enumerate() {
-                let pattern = opened.model.sites().parse(name)?.point == Point::Pattern;
+                let point = opened.model.sites().parse(name)?.point;
+                let pattern = matches!(point, Point::Scores | Point::Pattern);
                 // [batch, head, query, key] to [batch, query, head, key]
                 let values = if pattern { values.f_transpose(1, 2)? } else { values.shallow_clone() };
                 if tensors.len() == place {

@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
         Ok(self)
     }
 
-    /// Keeps only these positions of every capture (for an attention pattern: queries). The model still sees all.
+    /// Keeps only these positions of every capture (for attention scores and patterns: queries). The model still sees all.
     pub fn positions(mut self, positions: Range<i64>) -> Self {
         self.positions = Some(positions);
         self
