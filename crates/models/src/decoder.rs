@@ -133,8 +133,10 @@ impl Run<'_> {
                 }
             }
         }
-        // Not `==`: the deepest site may be one that this run passed before it began.
-        if self.deepest.is_some_and(|deepest| site >= deepest) { Err(Halt::Stop(site)) } else { Ok(value) }
+        // Not `==`: the deepest site may be one that this run passed before it began. A run that reaches the logits is whole,
+        // and a cache keeps what it added.
+        let ends = site != Site::LOGITS && self.deepest.is_some_and(|deepest| site >= deepest);
+        if ends { Err(Halt::Stop(site)) } else { Ok(value) }
     }
 
     /// Whether nothing after this stage is needed.

@@ -108,7 +108,8 @@ impl<'a> Run<'a> {
         self.run_with(input, |model, input, observer| model.forward(input, observer))
     }
 
-    /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits.
+    /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
+    /// as well.
     ///
     /// # Errors
     ///
