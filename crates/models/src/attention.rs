@@ -107,13 +107,14 @@ pub(crate) fn scores(
     } else {
         (queries.shallow_clone(), keys.shallow_clone())
     };
+    // In place, because nobody has seen the tensor yet, and it is the largest of the run.
     let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?;
     if block.scale != 1.0 {
-        scores = scores.f_mul_scalar(block.scale)?;
+        scores = scores.f_mul_scalar_(block.scale)?;
     }
     // A single query that nothing is hidden from needs no bias.
     if !(masks.queries == 1 && masks.plain(block.kind)) {
-        scores = scores.f_add(&masks.bias(block.kind)?)?;
+        scores = scores.f_add_(&masks.bias(block.kind)?)?;
     }
     Ok(scores)
 }
