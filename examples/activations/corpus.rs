@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     str::FromStr,
     time::Instant,
@@ -207,10 +208,9 @@ impl fmt::Display for Report {
 impl Job<'_> {
     /// Does what is not done yet.
     pub fn run(&self, model: &ModelFlags) -> Result<Report> {
-        if !self.out.exists() {
-            output::check_writable(self.out)?;
-        } else {
-            ensure!(self.out.is_dir(), "{}: is a file; many texts go into a folder", self.out.display());
+        ensure!(!self.out.is_file(), "{}: is a file; many texts go into a folder", self.out.display());
+        if !self.out.is_dir() {
+            output::check_folder(self.out)?;
         }
         let piece = self.flags.shard.unwrap_or(Piece::WHOLE);
         let opened = model.open()?;
@@ -375,23 +375,25 @@ impl Job<'_> {
         let own = json!({ "piece": piece.number, "ids": hash(ids.flat_map(|id| id.to_le_bytes())) });
         let whole = json!({ "shared": shared, "own": own });
         let own_file = piece.file("plan", ".json");
-        if self.out.is_dir() {
-            for file in fs::read_dir(self.out).with_context(|| format!("cannot read {}", self.out.display()))? {
-                let path = file?.path();
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if name.starts_with("plan") && name.ends_with(".json") {
-                    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                    let found: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-                    for part in if name == own_file { &["shared", "own"][..] } else { &["shared"] } {
-                        compare(&path, &found[part], &whole[part])?;
-                    }
-                } else if name.starts_with(&piece.file(".activations", "-")) && name.ends_with(".tmp") {
-                    // Left by this piece when it was killed.
-                    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        // Pieces that share the folder may all begin at once: whoever comes first makes it.
+        if let Err(error) = fs::create_dir(self.out)
+            && error.kind() != ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| format!("cannot make {}", self.out.display()));
+        }
+        for file in fs::read_dir(self.out).with_context(|| format!("cannot read {}", self.out.display()))? {
+            let path = file?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("plan") && name.ends_with(".json") {
+                let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let found: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+                for part in if name == own_file { &["shared", "own"][..] } else { &["shared"] } {
+                    compare(&path, &found[part], &whole[part])?;
                 }
+            } else if name.starts_with(&piece.file(".activations", "-")) && name.ends_with(".tmp") {
+                // Left by this piece when it was killed.
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
-        } else {
-            fs::create_dir(self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         }
         output::write_json(&self.out.join(own_file), &whole)
     }

@@ -88,10 +88,15 @@ fn pieces_share_a_folder_and_make_the_whole() {
     let [corpus, out_text] = [&corpus, &out].map(|path| path.display().to_string());
     let model = golden("gpt2_plain");
     let mut lines = Vec::new();
-    for piece in ["0/3", "2/3", "1/3"] {
-        let mut arguments = arguments(&model, &corpus, &out_text);
-        arguments.extend(["--shard", piece]);
-        succeed("activations", &arguments);
+    // All at once, as a job array begins.
+    let start = |piece| {
+        let mut running = command("activations");
+        running.args(arguments(&model, &corpus, &out_text)).args(["--shard", piece]);
+        (piece, running.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    };
+    for (piece, running) in ["0/3", "2/3", "1/3"].map(start) {
+        let output = running.wait_with_output().unwrap();
+        assert!(output.status.success(), "{piece}: {}", String::from_utf8_lossy(&output.stderr));
         let entries = index(&out.join(format!("index-{}.jsonl", piece.replace('/', "-of-"))));
         lines.extend(entries.iter().map(|entry| entry["line"].as_u64().unwrap()));
         if piece == "2/3" {

@@ -100,15 +100,16 @@ fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
 
 #[test]
 fn every_listed_name_is_a_site_with_the_listed_shape() {
-    for name in ["gpt2_plain", "neo_plain"] {
+    for name in ["gpt2_plain", "neo_plain", "gpt2_bf16", "neo_bf16"] {
         let case = case(name);
         let model = case.model(&LoadOptions::default());
         for info in model.sites().iter() {
+            let kind = if info.at_least_f32 { Kind::Float } else { model.parts().dtype().kind() };
             for name in info.names.iter().chain(&info.lens_names) {
                 assert_eq!(model.sites().parse(name).unwrap(), info.site);
                 let value = one(&model, name, &case.input("single"));
                 let sizes = info.shape.iter().zip(value.size());
-                assert_eq!(info.shape.len(), value.dim(), "{name}");
+                assert_eq!((info.shape.len(), kind), (value.dim(), value.kind()), "{name}");
                 assert!(
                     sizes.into_iter().all(|(said, is)| said.parse::<i64>().map_or(true, |said| said == is)),
                     "{name}"
@@ -231,6 +232,21 @@ fn patching_the_whole_stream_gives_the_other_run() {
     let run = Run::new(&model, &["lm_head"]).unwrap().edit("h.0", Edit::replace(&stream)).unwrap();
     let patched = run.run(&input).unwrap();
     assert!(patched.get("lm_head").unwrap().equal(&one(&model, "lm_head", &other)));
+}
+
+#[test]
+fn an_edit_a_stop_and_a_start_in_the_middle_go_together() {
+    let (model, input) = plain();
+    let run = |deepest: &str| Run::new(&model, &["h.1", deepest]).unwrap().edit("h.1.attn.z", Edit::zero()).unwrap();
+    let whole = run("lm_head").run(&input).unwrap();
+    let stopped = run("h.1").run(&input).unwrap();
+    assert_eq!((whole.blocks_run(), stopped.blocks_run()), (3, 2));
+    assert!(stopped.get("h.1").unwrap().equal(whole.get("h.1").unwrap()));
+    assert!(!stopped.get("h.1").unwrap().equal(&one(&model, "h.1", &input)));
+    let middle = Input::stream(Site::before_block(1), one(&model, "h.0", &input));
+    let begun = run("h.1").run(&middle).unwrap();
+    assert_eq!(begun.blocks_run(), 1);
+    assert!(begun.get("h.1").unwrap().equal(whole.get("h.1").unwrap()));
 }
 
 #[test]
