@@ -16,6 +16,11 @@
 //! # }
 //! ```
 
+/// Runs the guide's snippets as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/activations.md")]
+struct ActivationsGuide;
+
 pub use lens;
 pub use lowmem;
 pub use models;

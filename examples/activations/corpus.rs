@@ -2,6 +2,7 @@
 
 use std::{
     fmt, fs,
+    io::ErrorKind,
     path::{Path, PathBuf},
     str::FromStr,
     time::Instant,
@@ -35,7 +36,7 @@ pub const HELP: &str = r#"Many texts:
     with safe_open(folder / entry["file"], "pt") as file:
         values = file.get_slice("h.3")[entry["start"]:entry["start"] + entry["tokens"]]
 
-  An attention pattern is [tokens, head, key]: a row for each query, zero beyond the text's own keys.
+  Attention scores and patterns are [tokens, head, key]: a row for each query, zero beyond the text's own keys.
 
   Files are written whole or not at all. After a kill, the same command goes on where it was."#;
 
@@ -207,10 +208,9 @@ impl fmt::Display for Report {
 impl Job<'_> {
     /// Does what is not done yet.
     pub fn run(&self, model: &ModelFlags) -> Result<Report> {
-        if !self.out.exists() {
-            output::check_writable(self.out)?;
-        } else {
-            ensure!(self.out.is_dir(), "{}: is a file; many texts go into a folder", self.out.display());
+        ensure!(!self.out.is_file(), "{}: is a file; many texts go into a folder", self.out.display());
+        if !self.out.is_dir() {
+            output::check_folder(self.out)?;
         }
         let piece = self.flags.shard.unwrap_or(Piece::WHOLE);
         let opened = model.open()?;
@@ -344,7 +344,8 @@ impl Job<'_> {
         let sites = opened.model.sites();
         let config = opened.config();
         let elements = |site: Site| match site.point {
-            Point::Pattern => config.heads * longest as i64,
+            Point::Scores | Point::Pattern => config.heads * longest as i64,
+            Point::HeadOutput => config.heads * config.d_model,
             Point::QueryKeyValue => 3 * config.d_model,
             Point::MlpInput | Point::MlpActivation => config.d_mlp,
             Point::Logits => config.vocabulary,
@@ -374,23 +375,25 @@ impl Job<'_> {
         let own = json!({ "piece": piece.number, "ids": hash(ids.flat_map(|id| id.to_le_bytes())) });
         let whole = json!({ "shared": shared, "own": own });
         let own_file = piece.file("plan", ".json");
-        if self.out.is_dir() {
-            for file in fs::read_dir(self.out).with_context(|| format!("cannot read {}", self.out.display()))? {
-                let path = file?.path();
-                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                if name.starts_with("plan") && name.ends_with(".json") {
-                    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-                    let found: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-                    for part in if name == own_file { &["shared", "own"][..] } else { &["shared"] } {
-                        compare(&path, &found[part], &whole[part])?;
-                    }
-                } else if name.starts_with(&piece.file(".activations", "-")) && name.ends_with(".tmp") {
-                    // Left by this piece when it was killed.
-                    fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        // Pieces that share the folder may all begin at once: whoever comes first makes it.
+        if let Err(error) = fs::create_dir(self.out)
+            && error.kind() != ErrorKind::AlreadyExists
+        {
+            return Err(error).with_context(|| format!("cannot make {}", self.out.display()));
+        }
+        for file in fs::read_dir(self.out).with_context(|| format!("cannot read {}", self.out.display()))? {
+            let path = file?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.starts_with("plan") && name.ends_with(".json") {
+                let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+                let found: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+                for part in if name == own_file { &["shared", "own"][..] } else { &["shared"] } {
+                    compare(&path, &found[part], &whole[part])?;
                 }
+            } else if name.starts_with(&piece.file(".activations", "-")) && name.ends_with(".tmp") {
+                // Left by this piece when it was killed.
+                fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
-        } else {
-            fs::create_dir(self.out).with_context(|| format!("cannot make {}", self.out.display()))?;
         }
         output::write_json(&self.out.join(own_file), &whole)
     }
@@ -421,7 +424,8 @@ impl Job<'_> {
             let activations: Activations = run.run(&Input::padded(&rows)?).with_context(context)?;
             let first = all_ids.len() as i64;
             for (place, (name, values)) in activations.iter().enumerate() {
-                let pattern = opened.model.sites().parse(name)?.point == Point::Pattern;
+                let point = opened.model.sites().parse(name)?.point;
+                let pattern = matches!(point, Point::Scores | Point::Pattern);
                 // [batch, head, query, key] to [batch, query, head, key]
                 let values = if pattern { values.f_transpose(1, 2)? } else { values.shallow_clone() };
                 if tensors.len() == place {

@@ -25,8 +25,8 @@ use common::{
 /// Write activations by name, running no further than the deepest of them.
 ///
 /// Names are those of Hugging Face's named_modules(), with or without "transformer.": h.3, h.3.attn.c_attn, h.3.mlp.act,
-/// ln_f, lm_head. Also input (what enters the first block), h.3.resid_mid, h.3.attn.pattern, h.3.attn.z, and TransformerLens
-/// names such as blocks.3.hook_resid_post. --list shows all of a model.
+/// ln_f, lm_head. Also input (what enters the first block), h.3.resid_mid, each head's h.3.attn.q, .k, .v, .scores, .pattern,
+/// .z and .result, and TransformerLens's names such as blocks.3.attn.hook_q. --list shows all of a model.
 ///
 /// Blocks after the deepest name are neither computed nor read from disk. The tensors in --out are called exactly as they
 /// were asked for; in a batch of rows of different lengths the values at padding mean nothing.

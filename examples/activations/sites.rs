@@ -1,7 +1,10 @@
 //! `--list`: the names of a model as a tree.
 
 use serde::Serialize;
-use transformer_utils::models::Stage;
+use transformer_utils::{
+    lowmem::Dtype,
+    models::{SiteInfo, Stage},
+};
 
 use crate::common::{model::Opened, table};
 
@@ -9,17 +12,26 @@ use crate::common::{model::Opened, table};
 #[derive(Serialize)]
 pub struct Listed {
     names: Vec<String>,
+    transformer_lens: Vec<String>,
     shape: Vec<String>,
     dtype: String,
 }
 
+/// The dtype of a site's value in this run.
+fn dtype(opened: &Opened, info: &SiteInfo) -> String {
+    match opened.model.parts().dtype() {
+        Dtype::Bf16 | Dtype::F16 if info.at_least_f32 => Dtype::F32.to_string(),
+        dtype => dtype.to_string(),
+    }
+}
+
 /// Every site in the order in which they run.
 pub fn list(opened: &Opened) -> Vec<Listed> {
-    let dtype = opened.model.parts().dtype().to_string();
-    let listed = |info: transformer_utils::models::SiteInfo| Listed {
+    let listed = |info: SiteInfo| Listed {
+        dtype: dtype(opened, &info),
         names: info.names,
+        transformer_lens: info.lens_names,
         shape: info.shape,
-        dtype: dtype.clone(),
     };
     opened.model.sites().iter().map(listed).collect()
 }
@@ -34,8 +46,9 @@ struct Node {
 #[derive(PartialEq)]
 struct Value {
     shape: String,
-    /// For the further names of a site, the first one, relative to the block.
-    same_as: Option<String>,
+    dtype: String,
+    /// What else the site is called, told alike in blocks that are alike.
+    note: String,
 }
 
 impl Node {
@@ -50,8 +63,9 @@ impl Node {
 
 /// What the tree leaves out.
 const ALIASES: &str = "\
-Each name also works with \"transformer.\" in front; \"transformer\" itself is ln_f. TransformerLens's names work too:
-hook_embed, blocks.3.hook_resid_pre, blocks.3.attn.hook_z, blocks.3.mlp.hook_post, blocks.3.hook_resid_post and others.";
+Each name also works with \"transformer.\" in front; \"transformer\" itself is ln_f. Names on the right are TransformerLens's
+and work too (i is the block), as does blocks.i.hook_resid_pre, the stream before a block; their values are those of its
+from_pretrained_no_processing.";
 
 /// The names as a tree, with shapes and dtypes; blocks that are alike are shown once unless `all`.
 pub fn tree(opened: &Opened, all: bool) -> String {
@@ -62,17 +76,28 @@ pub fn tree(opened: &Opened, all: bool) -> String {
             _ => String::new(),
         };
         let first = info.names.first().cloned().unwrap_or_default();
+        let dtype = dtype(opened, &info);
+        // The names that say which block only as this block's do.
+        let own = block.replacen('h', "blocks", 1);
+        let lens = info.lens_names.iter().filter_map(|name| {
+            let inside = name.strip_prefix(&own)?;
+            Some(if own.is_empty() { inside.to_owned() } else { format!("blocks.i.{inside}") })
+        });
+        let lens = lens.filter(|name| !name.ends_with("hook_resid_pre")).collect::<Vec<_>>().join(", ");
         for name in &info.names {
             let node = name.split('.').fold(&mut root, Node::at);
-            let same_as = (*name != first).then(|| first.strip_prefix(&block).unwrap_or(&first).to_owned());
-            node.value = Some(Value { shape: format!("[{}]", info.shape.join(", ")), same_as });
+            let note = if *name == first {
+                lens.clone()
+            } else {
+                format!("same as {}", first.strip_prefix(&block).unwrap_or(&first))
+            };
+            node.value = Some(Value { shape: format!("[{}]", info.shape.join(", ")), dtype: dtype.clone(), note });
         }
     }
-    let dtype = opened.model.parts().dtype().to_string();
     let mut rows = Vec::new();
     for (name, node) in &root.inside {
         if node.value.is_some() {
-            show(node, name.clone(), "", &dtype, &mut rows);
+            show(node, name.clone(), "", &mut rows);
             continue;
         }
         // A list of blocks: runs of equal ones.
@@ -84,7 +109,7 @@ pub fn tree(opened: &Opened, all: bool) -> String {
             }
             let label =
                 if first == last { format!("{name}.{first}") } else { format!("{name}.{first} … {name}.{last}") };
-            show(block, label, "", &dtype, &mut rows);
+            show(block, label, "", &mut rows);
         }
     }
     let config = opened.config();
@@ -100,18 +125,13 @@ pub fn tree(opened: &Opened, all: bool) -> String {
     )
 }
 
-fn show(node: &Node, label: String, indent: &str, dtype: &str, rows: &mut Vec<[String; 4]>) {
-    let (shape, dtype_shown, note) = match &node.value {
-        Some(value) => {
-            let note = value.same_as.as_ref().map(|other| format!("same as {other}"));
-            (value.shape.clone(), dtype.to_owned(), note.unwrap_or_default())
-        }
-        None => Default::default(),
-    };
-    rows.push([label, shape, dtype_shown, note]);
+fn show(node: &Node, label: String, indent: &str, rows: &mut Vec<[String; 4]>) {
+    let value = node.value.as_ref();
+    let cell = |part: fn(&Value) -> &String| value.map_or_else(String::new, |value| part(value).clone());
+    rows.push([label, cell(|value| &value.shape), cell(|value| &value.dtype), cell(|value| &value.note)]);
     for (place, (name, inside)) in node.inside.iter().enumerate() {
         let last = place + 1 == node.inside.len();
         let (branch, below) = if last { ("└─ ", "   ") } else { ("├─ ", "│  ") };
-        show(inside, format!("{indent}{branch}{name}"), &format!("{indent}{below}"), dtype, rows);
+        show(inside, format!("{indent}{branch}{name}"), &format!("{indent}{below}"), rows);
     }
 }

@@ -7,11 +7,17 @@ use std::{
 
 use anyhow::Context;
 
-/// Refuses an output path whose folder does not exist or cannot be written, before any work is done for it.
+/// Refuses an output file whose folder does not exist or cannot be written, before any work is done for it.
 pub fn check_writable(path: &Path) -> anyhow::Result<()> {
+    check_folder(path)?;
+    anyhow::ensure!(!path.is_dir(), "{}: is a folder, expected a file to write", path.display());
+    Ok(())
+}
+
+/// Refuses a path beside which nothing can be written.
+pub fn check_folder(path: &Path) -> anyhow::Result<()> {
     let folder = folder_of(path);
     anyhow::ensure!(folder.is_dir(), "{}: the folder {} does not exist", path.display(), folder.display());
-    anyhow::ensure!(!path.is_dir(), "{}: is a folder, expected a file to write", path.display());
     tempfile::tempfile_in(&folder)
         .with_context(|| format!("{}: cannot write in {}", path.display(), folder.display()))?;
     Ok(())

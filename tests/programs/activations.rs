@@ -91,9 +91,13 @@ fn lists_every_site_without_weights() {
     let model = golden("gpt2_plain");
     let tree = succeed("activations", &["--model", &model, "--list", "--json", &report]);
     assert!(tree.contains("h.0 … h.2") && tree.contains("│  ├─ c_attn"), "{tree}");
+    assert!(tree.contains("blocks.i.attn.hook_q\n") && tree.contains("ln_final.hook_normalized\n"), "{tree}");
     let all = succeed("activations", &["--model", &model, "--list", "--all"]);
     assert!(all.contains("\nh.1 ") && !all.contains('…'), "{all}");
     let listed = json(report.as_ref());
+    let [input, last] = [2, listed.as_array().unwrap().len() - 3].map(|place| &listed[place]["transformer_lens"]);
+    assert_eq!(input, &serde_json::json!(["blocks.0.hook_resid_pre"]));
+    assert_eq!(last, &serde_json::json!(["blocks.2.hook_resid_post", "blocks.2.hook_out"]));
     let dimension = |size: &Value| size.as_str().unwrap().parse::<i64>().ok();
     for (name, expected) in case.expected("single").filter(|(name, _)| !["logits", "transformer"].contains(name)) {
         let short = name.trim_start_matches("transformer.");

@@ -29,6 +29,18 @@ fn ids_in_ids_out_as_hugging_face_continues_them() {
 }
 
 #[test]
+fn rows_of_different_lengths_go_on_as_they_do_alone() {
+    for (model, more) in [("gpt2_plain", ["--repetition-penalty", "1.5"]), ("neo_plain", ["--residency", "streamed"])] {
+        let model = golden(model);
+        let base = ["--model", &model, "--dtype", "f32", "--device", "cpu", "--max-tokens", "6", "--ignore-end"];
+        let run = |ids: &str| succeed("generate", &[&base[..], &["--ids", ids], &more].concat());
+        let rows = ["3,1,4,1,5,9", "2", "6,5,3"];
+        let alone = rows.iter().enumerate().map(|(index, row)| format!("{index}: {}", run(row)));
+        assert_eq!(run(&rows.join(";")), alone.collect::<String>(), "{model}");
+    }
+}
+
+#[test]
 fn text_goes_on_where_the_prompt_ends() {
     let greedy = succeed("generate", &["--device", "cpu", "Emma was very", "--max-tokens", "8"]);
     assert!(greedy.starts_with("Emma was very") && greedy.len() > "Emma was very\n".len(), "{greedy}");

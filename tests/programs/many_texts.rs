@@ -1,11 +1,11 @@
 //! `activations --file TEXTS.jsonl`: values, index, pieces, going on after a kill.
 
-use std::{collections::HashMap, fs, path::Path};
+use std::{collections::HashMap, fs, path::Path, process::Stdio, time::Duration};
 
 use serde_json::{Value, json};
 use transformer_utils::tch::Tensor;
 
-use crate::program::{golden, inside, refuse, succeed};
+use crate::program::{command, golden, inside, refuse, succeed};
 use crate::support::{relative_error, tensors};
 
 const NAMES: &str = "h.0,wpe,h.1.attn.pattern,h.1.attn.z";
@@ -88,10 +88,15 @@ fn pieces_share_a_folder_and_make_the_whole() {
     let [corpus, out_text] = [&corpus, &out].map(|path| path.display().to_string());
     let model = golden("gpt2_plain");
     let mut lines = Vec::new();
-    for piece in ["0/3", "2/3", "1/3"] {
-        let mut arguments = arguments(&model, &corpus, &out_text);
-        arguments.extend(["--shard", piece]);
-        succeed("activations", &arguments);
+    // All at once, as a job array begins.
+    let start = |piece| {
+        let mut running = command("activations");
+        running.args(arguments(&model, &corpus, &out_text)).args(["--shard", piece]);
+        (piece, running.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    };
+    for (piece, running) in ["0/3", "2/3", "1/3"].map(start) {
+        let output = running.wait_with_output().unwrap();
+        assert!(output.status.success(), "{piece}: {}", String::from_utf8_lossy(&output.stderr));
         let entries = index(&out.join(format!("index-{}.jsonl", piece.replace('/', "-of-"))));
         lines.extend(entries.iter().map(|entry| entry["line"].as_u64().unwrap()));
         if piece == "2/3" {
@@ -152,4 +157,74 @@ fn goes_on_after_a_kill_and_refuses_another_job() {
     fs::write(&corpus, "{\"ids\": [1, 2]}\n").unwrap();
     assert!(refuse("activations", &arguments).contains("another job"));
     assert_eq!(inside(&out), before);
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_like_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let [corpus, whole, killed, report] =
+        ["texts.jsonl", "whole", "killed", "report.json"].map(|name| folder.path().join(name));
+    // Some thirty files of a MiB each, of texts that differ.
+    let line = |number: i64| {
+        let ids: Vec<i64> = (0..20 + number % 5).map(|place| (number * 11 + place * 7) % 61).collect();
+        format!("{}\n", json!({ "id": number, "ids": ids }))
+    };
+    fs::write(&corpus, (0..4000).map(line).collect::<String>()).unwrap();
+    let [corpus, whole_text, killed_text, report_text] =
+        [&corpus, &whole, &killed, &report].map(|path| path.display().to_string());
+    let model = golden("gpt2_plain");
+    let arguments = |out| {
+        let base = ["--model", &model, "--file", &corpus, "--names", "h.0.mlp.act,h.1.mlp.act", "--file-mib", "1"];
+        [&base[..], &["--device", "cpu", "--out", out]].concat()
+    };
+    succeed("activations", &arguments(&whole_text));
+
+    let complete = |name: &String| name.starts_with("activations-") && name.ends_with(".safetensors");
+    let done = |folder: &Path| -> Vec<String> {
+        if folder.is_dir() { inside(folder).into_iter().filter(complete).collect() } else { Vec::new() }
+    };
+    let mut kills = 0;
+    // Killed again and again as soon as it has written another file, until it has written most of them.
+    let all = done(&whole).len();
+    assert!(all > 20, "only {all} files");
+    for wanted in [1, all / 3, 2 * all / 3] {
+        let before = done(&killed);
+        let stamp = |name: &String| {
+            let path = killed.join(name);
+            (fs::metadata(&path).unwrap().modified().unwrap(), fs::read(&path).unwrap())
+        };
+        let stamps: Vec<_> = before.iter().map(stamp).collect();
+        let mut running = command("activations");
+        let mut running =
+            running.args(arguments(&killed_text)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        while done(&killed).len() < wanted.max(before.len() + 1) && running.try_wait().unwrap().is_none() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // On Unix this is SIGKILL: nothing is tidied up.
+        running.kill().unwrap();
+        if !running.wait().unwrap().success() {
+            kills += 1;
+            assert!(!killed.join("index.jsonl").exists() || done(&killed).len() == all);
+        }
+        // What was there has not been written again.
+        assert!(before.iter().map(stamp).eq(stamps), "a finished file was written again");
+    }
+    let kept = done(&killed).len();
+    succeed("activations", &[&arguments(&killed_text)[..], &["--json", &report_text]].concat());
+    let report = crate::program::json(&report);
+    assert_eq!(report["files_kept"], kept);
+    assert_eq!(report["files_written"], all - kept);
+    if kills == 0 {
+        eprintln!("skipped: every run was over before it could be killed");
+    }
+
+    // Byte for byte, the index and the plan included, and nothing else is there.
+    assert_eq!(inside(&killed), inside(&whole));
+    for name in inside(&whole) {
+        assert!(fs::read(killed.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap(), "{name} differs");
+    }
+    let mut lines: Vec<u64> =
+        index(&killed.join("index.jsonl")).iter().map(|entry| entry["line"].as_u64().unwrap()).collect();
+    lines.dedup();
+    assert_eq!(lines, (1..=4000).collect::<Vec<_>>());
 }

@@ -5,6 +5,7 @@ mod checkpoints;
 mod generate;
 mod golden;
 mod lens;
+mod memory;
 mod partial;
 mod support;
 mod training;

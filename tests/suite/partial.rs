@@ -1,10 +1,12 @@
 //! Names, stops, edits, starts in the middle: what `partial` promises beyond parity.
 
+use std::sync::{Arc, Mutex};
+
 use transformer_utils::{
     lowmem::{LoadOptions, Residency},
-    models::{Error as ModelError, Input, Model, Site},
-    partial::{Edit, Error, Run, partial_forward},
-    tch::{Kind, Tensor},
+    models::{Action, Error as ModelError, Input, KvCache, Model, Observer, ObserverError, Point, Site},
+    partial::{Activations, Edit, Error, Run, partial_forward},
+    tch::{Device, Kind, TchError, Tensor},
 };
 
 use crate::support::{Case, cases, relative_error};
@@ -54,7 +56,15 @@ fn a_name_means_the_same_with_and_without_prefix_and_in_transformer_lens() {
         ("h.1.attn.z", "blocks.1.attn.hook_z"),
         ("h.1.attn.pattern", "blocks.1.attn.hook_pattern"),
         ("h.1.attn.attn_dropout", "transformer.h.1.attn.attn_dropout"),
+        ("h.1.ln_1", "blocks.1.ln1.hook_normalized"),
+        ("h.1.attn.q", "blocks.1.attn.hook_q"),
+        ("h.1.attn.k", "blocks.1.attn.hook_k"),
+        ("h.1.attn.v", "blocks.1.attn.hook_v"),
+        ("h.1.attn.scores", "blocks.1.attn.hook_attn_scores"),
+        ("h.1.attn.result", "blocks.1.attn.hook_result"),
+        ("h.1.mlp.act", "blocks.1.mlp.hook_post"),
         ("wte", "hook_embed"),
+        ("ln_f", "ln_final.hook_normalized"),
         ("ln_f", "final_layernorm"),
         ("ln_f", "transformer"),
     ] {
@@ -65,9 +75,13 @@ fn a_name_means_the_same_with_and_without_prefix_and_in_transformer_lens() {
 #[test]
 fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
     let (model, input) = plain();
-    for (name, nearest) in
-        [("h.1.atn", "h.1.attn"), ("h.01", "h.0"), ("transformer.h.2.mlp.fc", "h.2.mlp"), ("lmhead", "lm_head")]
-    {
+    for (name, nearest) in [
+        ("h.1.atn", "h.1.attn"),
+        ("h.01", "h.0"),
+        ("transformer.h.2.mlp.fc", "h.2.mlp"),
+        ("lmhead", "lm_head"),
+        ("blocks.1.atn.hook_q", "blocks.1.attn.hook_q"),
+    ] {
         let error = partial_forward(&model, &["h.0", name], &input).unwrap_err().to_string();
         assert!(error.contains(name) && error.contains(nearest), "{error}");
     }
@@ -76,23 +90,26 @@ fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
     for name in ["", "h.", "h.1.", ".h.1", "h.1..attn", "h.-1", "h.1.attn.attention.q_proj"] {
         assert!(partial_forward(&model, &[name], &input).is_err(), "{name:?}");
     }
-    let container = partial_forward(&model, &["h"], &input);
-    assert!(matches!(container, Err(Error::Model(ModelError::Container { .. }))));
+    for container in ["h", "transformer.h", "blocks"] {
+        let container = partial_forward(&model, &[container], &input);
+        assert!(matches!(container, Err(Error::Model(ModelError::Container { .. }))));
+    }
     assert!(matches!(partial_forward::<&str>(&model, &[], &input), Err(Error::NoNames)));
     assert_eq!(model.report().bytes_read, 0);
 }
 
 #[test]
 fn every_listed_name_is_a_site_with_the_listed_shape() {
-    for name in ["gpt2_plain", "neo_plain"] {
+    for name in ["gpt2_plain", "neo_plain", "gpt2_bf16", "neo_bf16"] {
         let case = case(name);
         let model = case.model(&LoadOptions::default());
         for info in model.sites().iter() {
-            for name in &info.names {
+            let kind = if info.at_least_f32 { Kind::Float } else { model.parts().dtype().kind() };
+            for name in info.names.iter().chain(&info.lens_names) {
                 assert_eq!(model.sites().parse(name).unwrap(), info.site);
                 let value = one(&model, name, &case.input("single"));
                 let sizes = info.shape.iter().zip(value.size());
-                assert_eq!(info.shape.len(), value.dim(), "{name}");
+                assert_eq!((info.shape.len(), kind), (value.dim(), value.kind()), "{name}");
                 assert!(
                     sizes.into_iter().all(|(said, is)| said.parse::<i64>().map_or(true, |said| said == is)),
                     "{name}"
@@ -136,15 +153,100 @@ fn a_head_is_silenced_alike_through_its_values_and_its_pattern() {
     assert!(relative_error(&by_z, &one(&model, "lm_head", &input)) > 1e-3);
 }
 
+/// The same tokens the other way round.
+fn reversed() -> Input {
+    let row = case("gpt2_plain").ids("single").remove(0);
+    Input::from_rows(&[row.into_iter().rev().collect::<Vec<_>>()]).unwrap()
+}
+
+#[test]
+fn patching_one_head_s_queries_and_keys_moves_only_its_pattern() {
+    let (model, input) = plain();
+    let names = ["h.1.attn.q", "h.1.attn.k", "h.1.attn.v", "h.1.attn.scores", "h.1.attn.pattern", "h.1.attn"];
+    let own = partial_forward(&model, &names, &input).unwrap();
+    let other = partial_forward(&model, &names, &reversed()).unwrap();
+    let patched = |sites: &[&str], heads: std::ops::Range<i64>, dimension: i64| {
+        let mut run = Run::new(&model, &names).unwrap();
+        for name in sites {
+            let part = other.get(name).unwrap().narrow(dimension, heads.start, heads.end - heads.start);
+            run = run.edit(name, Edit::replace(&part).heads(heads.clone())).unwrap();
+        }
+        run.run(&input).unwrap()
+    };
+    for run in [patched(&["h.1.attn.q", "h.1.attn.k"], 1..2, 2), patched(&["h.1.attn.scores"], 1..2, 1)] {
+        for head in 0..3 {
+            let pattern = |run: &Activations| run.get("h.1.attn.pattern").unwrap().select(1, head);
+            let expected = pattern(if head == 1 { &other } else { &own });
+            assert!(pattern(&run).allclose(&expected, 1e-6, 1e-6, false), "head {head}");
+        }
+    }
+    let whole = patched(&names[..3], 0..3, 2);
+    assert!(relative_error(whole.get("h.1.attn").unwrap(), other.get("h.1.attn").unwrap()) < 1e-6);
+}
+
+#[test]
+fn with_a_cache_queries_keys_and_values_are_those_of_the_new_positions() {
+    let (model, input) = plain();
+    let names = ["h.1.attn.q", "h.1.attn.k", "h.1.attn.v", "h.1.attn.scores", "lm_head"];
+    let whole = partial_forward(&model, &names, &input).unwrap();
+    let row = case("gpt2_plain").ids("single").remove(0);
+    let (first, second) = row.split_at(row.len() - 2);
+    let (run, mut cache) = (Run::new(&model, &names).unwrap(), KvCache::new());
+    run.run_cached(&Input::from_rows(&[first]).unwrap(), &mut cache).unwrap();
+    let new = run.run_cached(&Input::from_rows(&[second]).unwrap(), &mut cache).unwrap();
+    for (name, dimension) in names.into_iter().zip([1, 1, 1, 2, 1]) {
+        let expected = whole.get(name).unwrap().narrow(dimension, first.len() as i64, 2);
+        assert!(relative_error(new.get(name).unwrap(), &expected) < 1e-5, "{name}");
+    }
+}
+
+#[test]
+fn gradients_flow_from_and_to_every_site() {
+    for name in ["gpt2_plain", "neo_plain"] {
+        let case = case(name);
+        let model = case.model(&LoadOptions::default());
+        let weights = model.trainable(0..model.parts().len()).unwrap();
+        for info in model.sites().iter() {
+            let name = &info.names[0];
+            let output = partial_forward(&model, &[name.as_str(), "lm_head"], &case.input("single")).unwrap();
+            let (value, logits) = (output.get(name).unwrap(), output.get("lm_head").unwrap());
+            // To the site, as attribution patching wants it. The last position's logits depend on all but what other
+            // positions alone lead to.
+            let loss = logits.log_softmax(-1, None).select(1, -1).square().sum(None);
+            let gradient = Tensor::f_run_backward(&[&loss], &[value], true, false).unwrap().remove(0);
+            assert_eq!(gradient.size(), value.size(), "{name}");
+            assert!(gradient.isfinite().all().int64_value(&[]) != 0, "{name}");
+            assert!(gradient.abs().max().double_value(&[]) > 0.0, "{name}");
+            // And from it, to the weights.
+            assert!(value.requires_grad(), "{name}");
+        }
+        drop(weights);
+    }
+}
+
 #[test]
 fn patching_the_whole_stream_gives_the_other_run() {
     let (model, input) = plain();
-    let other =
-        Input::from_rows(&[case("gpt2_plain").ids("single").remove(0).into_iter().rev().collect::<Vec<_>>()]).unwrap();
+    let other = reversed();
     let stream = one(&model, "h.0", &other);
     let run = Run::new(&model, &["lm_head"]).unwrap().edit("h.0", Edit::replace(&stream)).unwrap();
     let patched = run.run(&input).unwrap();
     assert!(patched.get("lm_head").unwrap().equal(&one(&model, "lm_head", &other)));
+}
+
+#[test]
+fn an_edit_a_stop_and_a_start_in_the_middle_go_together() {
+    let (model, input) = plain();
+    let run = |deepest: &str| Run::new(&model, &["h.1", deepest]).unwrap().edit("h.1.attn.z", Edit::zero()).unwrap();
+    let whole = run("lm_head").run(&input).unwrap();
+    let stopped = run("h.1").run(&input).unwrap();
+    assert_eq!((whole.blocks_run(), stopped.blocks_run()), (3, 2));
+    assert!(stopped.get("h.1").unwrap().equal(whole.get("h.1").unwrap()));
+    assert!(!stopped.get("h.1").unwrap().equal(&one(&model, "h.1", &input)));
+    let middle = Input::stream(Site::before_block(1), one(&model, "h.0", &input));
+    let begun = run("h.1").run(&middle).unwrap();
+    assert_eq!(begun.blocks_run(), 1);
+    assert!(begun.get("h.1").unwrap().equal(whole.get("h.1").unwrap()));
 }
 
 #[test]
@@ -158,7 +260,58 @@ fn edits_that_cannot_be_are_refused_and_the_model_still_works() {
     assert!(matches!(refuse(Edit::zero().positions(5..500)), Error::OutOfRange { what: "positions", .. }));
     let shape = refuse(Edit::replace(&Tensor::zeros([2, 3], (Kind::Float, transformer_utils::tch::Device::Cpu))));
     assert!(matches!(shape, Error::EditShape { .. }) && shape.to_string().contains("h.0.attn.z"), "{shape}");
+    let narrowed = refuse(Edit::with(|value| value.f_narrow(1, 0, 2)));
+    assert!(matches!(narrowed, Error::EditShape { .. }) && narrowed.to_string().contains("h.0.attn.z"), "{narrowed}");
+    let failed = refuse(Edit::with(|_| Err(TchError::Shape("no such thing".into()))));
+    assert!(failed.to_string().contains("h.0.attn.z") && failed.to_string().contains("no such thing"), "{failed}");
     assert!(run().run(&input).is_ok());
+}
+
+#[test]
+fn an_edit_s_value_comes_to_the_dtype_and_device_of_the_run() {
+    let (model, input) = plain();
+    let zeros = Tensor::zeros([12], (Kind::Int64, Device::Cpu));
+    let run = Run::new(&model, &["h.1.attn"]).unwrap().edit("h.1.attn", Edit::replace(&zeros)).unwrap();
+    assert_eq!(run.run(&input).unwrap().get("h.1.attn").unwrap().kind(), Kind::Float);
+}
+
+/// Puts a value of its own in at one site.
+struct Meddler(Site, Tensor);
+
+impl Observer for Meddler {
+    fn wants(&self, site: Site) -> bool {
+        site == self.0
+    }
+
+    fn observe(&mut self, _: Site, _: &Tensor) -> Result<Action, ObserverError> {
+        Ok(Action::Replace(self.1.shallow_clone()))
+    }
+}
+
+#[test]
+fn an_observer_cannot_change_shape_or_dtype_at_any_site() {
+    let (model, input) = plain();
+    for info in model.sites().iter() {
+        let value = one(&model, &info.names[0], &input);
+        for other in [value.narrow(-1, 0, 1), value.unsqueeze(0), value.to_kind(Kind::Double)] {
+            if other.size() == value.size() && other.kind() == value.kind() {
+                continue;
+            }
+            let error = model.forward(&input, &mut Meddler(info.site, other)).unwrap_err();
+            assert!(matches!(error, ModelError::Replacement { .. }), "{error}");
+            assert!(error.to_string().contains(&format!("put in at {} ", info.site)), "{error}");
+        }
+        assert!(model.forward(&input, &mut Meddler(info.site, value)).is_ok(), "{}", info.site);
+    }
+}
+
+#[test]
+fn a_read_after_the_stop_names_the_site() {
+    let (model, input) = plain();
+    let output = partial_forward(&model, &["h.0", "h.1.attn"], &input).unwrap();
+    let error = output.get("h.1").unwrap_err().to_string();
+    assert!(error.contains("\"h.1\"") && error.contains("h.1.attn"), "{error}");
+    assert!(partial_forward(&model, &["h.1"], &input).is_ok());
 }
 
 #[test]
@@ -212,6 +365,20 @@ fn bad_inputs_are_refused_and_the_model_still_works() {
     assert!(matches!(refuse(&mask), ModelError::InputShape { what: "attention_mask", .. }));
     let positions = rows(&[[1, 2, 3]]).position_ids(Tensor::from_slice(&[0_i64, 1, config.positions]).view([1, 3]));
     assert!(matches!(refuse(&positions), ModelError::PositionOutOfRange { .. }));
+    for shape in [vec![3], vec![1, 2], vec![2, 3]] {
+        let numbers = || Tensor::zeros(&shape[..], (Kind::Int64, Device::Cpu));
+        let mask = rows(&[[1, 2, 3]]).attention_mask(numbers());
+        assert!(matches!(refuse(&mask), ModelError::InputShape { what: "attention_mask", .. }), "{shape:?}");
+        let positions = rows(&[[1, 2, 3]]).position_ids(numbers());
+        assert!(matches!(refuse(&positions), ModelError::InputShape { what: "position_ids", .. }), "{shape:?}");
+    }
+    let halves = rows(&[[1, 2, 3]]).position_ids(Tensor::from_slice(&[0.0_f32, 0.5, 1.0]).view([1, 3]));
+    assert!(refuse(&halves).to_string().contains("position_ids must be integers"));
+    let stream = Input::stream(Site::INPUT, Tensor::zeros([1, 3, 11], (Kind::Float, Device::Cpu)));
+    assert!(matches!(refuse(&stream), ModelError::InputShape { what: "the stream", .. }));
+    let middle = Input::stream(Site::block(0, Point::MlpInput), Tensor::zeros([1, 3, 12], (Kind::Float, Device::Cpu)));
+    let error = partial_forward(&model, &["h.1"], &middle).unwrap_err();
+    assert!(matches!(error, Error::Model(ModelError::BadStart { .. })), "{error}");
     assert!(partial_forward(&model, &["h.0"], &input).is_ok());
 }
 
@@ -227,4 +394,27 @@ fn a_model_is_used_on_one_thread_after_another() {
     });
     let model = model.join().unwrap();
     assert!(one(&model, "lm_head", &Input::from_rows(&ids).unwrap()).equal(&first));
+}
+
+#[test]
+fn a_model_is_used_by_several_threads_in_turn() {
+    fn sent<T: Send>(value: T) -> T {
+        value
+    }
+    let (model, input) = plain();
+    let expected = one(&model, "h.1.attn.z", &input);
+    let model = Arc::new(Mutex::new(sent(model)));
+    let threads: Vec<_> = (0..4)
+        .map(|_| {
+            let model = Arc::clone(&model);
+            std::thread::spawn(move || {
+                let ids = case("gpt2_plain").ids("single");
+                let model = model.lock().unwrap();
+                sent(partial_forward(&model, &["h.1.attn.z"], &Input::from_rows(&ids).unwrap()).unwrap())
+            })
+        })
+        .collect();
+    for thread in threads {
+        assert!(thread.join().unwrap().get("h.1.attn.z").unwrap().equal(&expected));
+    }
 }

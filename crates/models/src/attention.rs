@@ -93,30 +93,37 @@ fn least(kind: Kind) -> f64 {
     }
 }
 
-/// The attention pattern, `[batch, head, query, key]`, from queries and keys `[batch, head, position, d_head]`.
-pub(crate) fn pattern(
+/// What the softmax reads, `[batch, head, query, key]`, from queries and keys `[batch, head, position, d_head]`.
+pub(crate) fn scores(
     queries: &Tensor,
     keys: &Tensor,
     block: BlockAttention,
     in_f32: bool,
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
-    let run_kind = queries.f_kind()?;
-    let upcast = in_f32 && matches!(run_kind, Kind::Half | Kind::BFloat16);
+    let upcast = in_f32 && matches!(queries.f_kind()?, Kind::Half | Kind::BFloat16);
     let (queries, keys) = if upcast {
         (queries.f_to_kind(Kind::Float)?, keys.f_to_kind(Kind::Float)?)
     } else {
         (queries.shallow_clone(), keys.shallow_clone())
     };
+    // In place, because nobody has seen the tensor yet, and it is the largest of the run.
     let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?;
     if block.scale != 1.0 {
-        scores = scores.f_mul_scalar(block.scale)?;
+        scores = scores.f_mul_scalar_(block.scale)?;
     }
     // A single query that nothing is hidden from needs no bias.
     if !(masks.queries == 1 && masks.plain(block.kind)) {
-        scores = scores.f_add(&masks.bias(block.kind)?)?;
+        scores = scores.f_add_(&masks.bias(block.kind)?)?;
     }
-    scores.f_softmax(-1, None)?.f_to_kind(run_kind)
+    Ok(scores)
+}
+
+/// The attention pattern in the dtype of the run. Takes the scores, which are as large, so that they go first.
+pub(crate) fn pattern(scores: Tensor, kind: Kind) -> Result<Tensor, TchError> {
+    let pattern = scores.f_softmax(-1, None)?;
+    drop(scores);
+    pattern.f_to_kind(kind)
 }
 
 /// `z` without a pattern that anybody sees, `[batch, head, position, d_head]`; the scores never exist as a whole.

@@ -133,8 +133,10 @@ impl Run<'_> {
                 }
             }
         }
-        // Not `==`: the deepest site may be one that this run passed before it began.
-        if self.deepest.is_some_and(|deepest| site >= deepest) { Err(Halt::Stop(site)) } else { Ok(value) }
+        // Not `==`: the deepest site may be one that this run passed before it began. A run that reaches the logits is whole,
+        // and a cache keeps what it added.
+        let ends = site != Site::LOGITS && self.deepest.is_some_and(|deepest| site >= deepest);
+        if ends { Err(Halt::Stop(site)) } else { Ok(value) }
     }
 
     /// Whether nothing after this stage is needed.
@@ -209,17 +211,27 @@ impl Run<'_> {
         };
         let (heads, d_head) = (config.heads, config.d_head());
         let (batch, length) = (self.batch, self.length);
-        let at = site(Point::Pattern);
         // [batch, position, d_model] to [batch, head, position, d_head]
-        let split = |tensor: Tensor| tensor.f_view([batch, length, heads, d_head])?.f_transpose(1, 2);
-        let queries = split(queries).at(at)?;
-        let (mut keys, mut values) = (split(keys).at(at)?, split(values).at(at)?);
+        let mut split = |tensor: Tensor, point| {
+            let at = site(point);
+            let mut split = tensor.f_reshape([batch, length, heads, d_head]).at(at)?;
+            if self.observer.wants(at) {
+                // A part of a joint projection: whoever keeps it should not keep the whole with it.
+                split = split.f_contiguous().at(at)?;
+            }
+            self.show(at, split)?.f_transpose(1, 2).at(at).map_err(Halt::Error)
+        };
+        let queries = split(queries, Point::HeadQuery)?;
+        let (mut keys, mut values) = (split(keys, Point::HeadKey)?, split(values, Point::HeadValue)?);
+        let at = site(Point::Pattern);
         if let Some(cache) = &mut self.cache {
             (keys, values) = cache.extend(block, &keys, &values).at(at)?;
         }
         let settings = config.blocks.get(block).copied().ok_or_else(|| Error::BadStart { site: at.to_string() })?;
-        let z = if self.observer.wants(at) {
-            let pattern = attention::pattern(&queries, &keys, settings, config.attention_in_f32, &self.masks).at(at)?;
+        let z = if self.observer.wants(site(Point::Scores)) || self.observer.wants(at) {
+            let scores = attention::scores(&queries, &keys, settings, config.attention_in_f32, &self.masks);
+            let scores = self.show(site(Point::Scores), scores.at(site(Point::Scores))?)?;
+            let pattern = queries.f_kind().and_then(|kind| attention::pattern(scores, kind)).at(at)?;
             self.show(at, pattern)?.f_matmul(&values)
         } else {
             attention::attend(&queries, &keys, &values, settings, &self.masks)
@@ -228,9 +240,15 @@ impl Run<'_> {
         let z = z.and_then(|z| z.f_transpose(1, 2)).at(at)?;
         let z = self.show(at, z)?;
         let at = site(Point::AttentionOutput);
-        let joined = z.f_reshape([batch, length, heads * d_head]).at(at)?;
-        let added = weights.attention_output.apply(&joined).at(at)?;
-        self.show(at, added)
+        let each = site(Point::HeadOutput);
+        let added = if self.observer.wants(each) {
+            let outputs = self.show(each, weights.attention_output.each_head(&z).at(each)?)?;
+            weights.attention_output.sum_heads(&outputs)
+        } else {
+            let joined = z.f_reshape([batch, length, heads * d_head]).at(at)?;
+            weights.attention_output.apply(&joined)
+        };
+        self.show(at, added.at(at)?)
     }
 
     fn head(&mut self, x: Tensor, logits_at: LogitsAt) -> Result<Tensor, Halt> {

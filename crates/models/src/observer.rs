@@ -20,8 +20,9 @@ pub enum Action {
 
 /// Sees the value at every site as it is computed.
 pub trait Observer {
-    /// Whether [`Observer::observe`] is to be called for the site. Some values exist only if somebody wants them: the
-    /// attention pattern of a block costs memory in the square of the positions.
+    /// Whether [`Observer::observe`] is to be called for the site; may be asked more than once. Some values exist only if
+    /// somebody wants them: the attention scores and pattern of a block cost memory in the square of the positions, its
+    /// heads' outputs one residual stream for each head.
     fn wants(&self, site: Site) -> bool;
 
     /// Sees the value at a site.

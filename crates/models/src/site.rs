@@ -36,10 +36,23 @@ pub enum Point {
     Key,
     /// `v_proj`, `[batch, position, d_model]`.
     Value,
+    /// `attn.q`: each head's queries, `[batch, position, head, d_head]`.
+    HeadQuery,
+    /// `attn.k`: each head's keys, `[batch, position, head, d_head]`; with a cache, those of the new positions.
+    HeadKey,
+    /// `attn.v`: each head's values, `[batch, position, head, d_head]`; with a cache, those of the new positions.
+    HeadValue,
+    /// `attn.scores`: what the softmax reads, scaled and masked, `[batch, head, query position, key position]`. Where a
+    /// query may not look it is the dtype's least value (TransformerLens has minus infinity; both become 0). An edit that
+    /// changes those entries lets the query look there.
+    Scores,
     /// `attn.pattern`: softmaxed attention, `[batch, head, query position, key position]`.
     Pattern,
     /// `attn.z`: per-head values before the output projection, `[batch, position, head, d_head]`.
     Z,
+    /// `attn.result`: what each head adds to the residual stream, `[batch, position, head, d_model]`; their sum and the
+    /// bias of the output projection are `attn`.
+    HeadOutput,
     /// `attn`: what attention adds to the residual stream, `[batch, position, d_model]`.
     AttentionOutput,
     /// `resid_mid`: the residual stream between attention and MLP, `[batch, position, d_model]`.
@@ -117,8 +130,13 @@ impl fmt::Display for Site {
             Point::Query => "attn.attention.q_proj",
             Point::Key => "attn.attention.k_proj",
             Point::Value => "attn.attention.v_proj",
+            Point::HeadQuery => "attn.q",
+            Point::HeadKey => "attn.k",
+            Point::HeadValue => "attn.v",
+            Point::Scores => "attn.scores",
             Point::Pattern => "attn.pattern",
             Point::Z => "attn.z",
+            Point::HeadOutput => "attn.result",
             Point::AttentionOutput => "attn",
             Point::ResidMid => "resid_mid",
             Point::Norm2 => "ln_2",
@@ -147,11 +165,18 @@ const OUTER_POINTS: [(Stage, Point, &[&str]); 5] = [
 ];
 
 /// TransformerLens's names inside a block. `hook_resid_pre` is the stream before it and handled apart.
-const LENS_BLOCK_POINTS: [(Point, &str); 9] = [
+const LENS_BLOCK_POINTS: [(Point, &str); 16] = [
+    (Point::Norm1, "ln1.hook_normalized"),
+    (Point::HeadQuery, "attn.hook_q"),
+    (Point::HeadKey, "attn.hook_k"),
+    (Point::HeadValue, "attn.hook_v"),
+    (Point::Scores, "attn.hook_attn_scores"),
     (Point::Pattern, "attn.hook_pattern"),
     (Point::Z, "attn.hook_z"),
+    (Point::HeadOutput, "attn.hook_result"),
     (Point::AttentionOutput, "hook_attn_out"),
     (Point::ResidMid, "hook_resid_mid"),
+    (Point::Norm2, "ln2.hook_normalized"),
     (Point::MlpInput, "mlp.hook_pre"),
     (Point::MlpActivation, "mlp.hook_post"),
     (Point::MlpOutput, "hook_mlp_out"),
@@ -160,10 +185,31 @@ const LENS_BLOCK_POINTS: [(Point, &str); 9] = [
 ];
 
 /// TransformerLens's names outside the blocks.
-const LENS_OUTER_POINTS: [(Stage, Point, &str); 2] = [
+const LENS_OUTER_POINTS: [(Stage, Point, &str); 3] = [
     (Stage::Embedding, Point::TokenEmbedding, "hook_embed"),
     (Stage::Embedding, Point::PositionEmbedding, "hook_pos_embed"),
+    (Stage::Head, Point::FinalNorm, "ln_final.hook_normalized"),
 ];
+
+/// All TransformerLens names of a site.
+fn lens_names(config: &Config, site: Site) -> Vec<String> {
+    let mut names = Vec::new();
+    for (stage, point, name) in LENS_OUTER_POINTS {
+        if (Site { stage, point }) == site {
+            names.push(name.to_owned());
+        }
+    }
+    if let Stage::Block(block) = site.stage {
+        let inside = LENS_BLOCK_POINTS.iter().filter(|(point, _)| *point == site.point);
+        names.extend(inside.map(|(_, name)| format!("blocks.{block}.{name}")));
+    }
+    // The stream before the block that follows, where one does.
+    let next = site.blocks_needed(config.layers());
+    if site == Site::before_block(next) && next < config.layers() {
+        names.push(format!("blocks.{next}.hook_resid_pre"));
+    }
+    names
+}
 
 /// One site of a model with its names and shape.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +218,20 @@ pub struct SiteInfo {
     pub site: Site,
     /// All its names, the preferred one first.
     pub names: Vec<String>,
+    /// Its names in TransformerLens. The values are those of its `from_pretrained_no_processing`; by default it changes the
+    /// weights in ways that keep the logits, and with them what stands at many hooks.
+    pub lens_names: Vec<String>,
     /// Its shape, unknown sizes by name: `["batch", "position", "768"]`.
     pub shape: Vec<String>,
+    /// Whether the value is at least f32, whatever the dtype of the run.
+    pub at_least_f32: bool,
+}
+
+impl SiteInfo {
+    fn new(config: &Config, site: Site, names: Vec<String>) -> Self {
+        let at_least_f32 = site.point == Point::Scores && config.attention_in_f32;
+        Self { site, names, lens_names: lens_names(config, site), shape: shape(config, site.point), at_least_f32 }
+    }
 }
 
 /// All names of one model's sites.
@@ -205,7 +263,8 @@ impl<'a> Sites<'a> {
             return Err(Error::Container { name: name.to_owned(), inside });
         }
         self.lookup(short).or_else(|| self.lookup_lens(name)).ok_or_else(|| {
-            let known: Vec<String> = self.iter().flat_map(|info| info.names).collect();
+            let known: Vec<String> =
+                self.iter().flat_map(|info| info.names.into_iter().chain(info.lens_names)).collect();
             Error::UnknownSite {
                 name: name.to_owned(),
                 blocks: self.config.layers(),
@@ -249,9 +308,8 @@ impl<'a> Sites<'a> {
         let config = self.config;
         let outer = |stage: Stage| {
             OUTER_POINTS.iter().filter(move |(of, _, _)| *of == stage).map(move |(stage, point, names)| {
-                let site = Site { stage: *stage, point: *point };
                 let names = names.iter().map(|&name| name.to_owned()).collect();
-                SiteInfo { site, names, shape: shape(config, *point) }
+                SiteInfo::new(config, Site { stage: *stage, point: *point }, names)
             })
         };
         let blocks = (0..config.layers()).flat_map(move |block| {
@@ -260,11 +318,7 @@ impl<'a> Sites<'a> {
                     "" => format!("h.{block}"),
                     inner => format!("h.{block}.{inner}"),
                 };
-                SiteInfo {
-                    site: Site::block(block, *point),
-                    names: names.iter().map(name).collect(),
-                    shape: shape(config, *point),
-                }
+                SiteInfo::new(config, Site::block(block, *point), names.iter().map(name).collect())
             })
         });
         outer(Stage::Embedding).chain(blocks).chain(outer(Stage::Head))
@@ -275,8 +329,15 @@ fn shape(config: &Config, point: Point) -> Vec<String> {
     let known = |size: i64| size.to_string();
     let named = |name: &str| name.to_owned();
     let last = match point {
-        Point::Pattern => return vec![named("batch"), known(config.heads), named("query"), named("key")],
-        Point::Z => return vec![named("batch"), named("position"), known(config.heads), known(config.d_head())],
+        Point::Scores | Point::Pattern => {
+            return vec![named("batch"), known(config.heads), named("query"), named("key")];
+        }
+        Point::HeadQuery | Point::HeadKey | Point::HeadValue | Point::Z => {
+            return vec![named("batch"), named("position"), known(config.heads), known(config.d_head())];
+        }
+        Point::HeadOutput => {
+            return vec![named("batch"), named("position"), known(config.heads), known(config.d_model)];
+        }
         Point::QueryKeyValue => 3 * config.d_model,
         Point::MlpInput | Point::MlpActivation => config.d_mlp,
         Point::Logits => config.vocabulary,

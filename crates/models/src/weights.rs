@@ -156,6 +156,26 @@ impl Linear {
             Matrices::InOut => x.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref()),
         }
     }
+
+    /// `[batch, position, head, d_head]` to what each head contributes, `[batch, position, head, out]`, without the bias.
+    pub(crate) fn each_head(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let (_, _, heads, d_head) = x.size4()?;
+        // [head, d_head, out]
+        let weight = match self.matrices {
+            Matrices::OutIn => self.weight.f_view([-1, heads, d_head])?.f_permute([1, 2, 0])?,
+            Matrices::InOut => self.weight.f_view([heads, d_head, -1])?,
+        };
+        Tensor::f_einsum("bphd,hdo->bpho", &[x, &weight], None::<&[i64]>)
+    }
+
+    /// What [`Linear::apply`] gives, from the contributions of the heads.
+    pub(crate) fn sum_heads(&self, contributions: &Tensor) -> Result<Tensor, TchError> {
+        let sum = contributions.f_sum_dim_intlist([2].as_slice(), false, None)?;
+        match &self.bias {
+            Some(bias) => sum.f_add(bias),
+            None => Ok(sum),
+        }
+    }
 }
 
 pub(crate) enum Projections {

@@ -1,5 +1,7 @@
 //! What a run brought back.
 
+use std::ops::Range;
+
 use tch::Tensor;
 
 use crate::{Error, Result};
@@ -48,14 +50,28 @@ impl Activations {
         self.blocks_total
     }
 
-    /// The other names whose tensors share storage with this one's. Writing into one of them changes all.
+    /// The other names whose tensors share storage with this one's, in whole or in part. Writing into one of them changes
+    /// what they share.
     ///
     /// # Errors
     ///
     /// [`Error::NotCaptured`].
     pub fn shares_storage(&self, name: &str) -> Result<Vec<&str>> {
-        let address = self.get(name)?.data_ptr();
-        let others = self.tensors.iter().filter(|(other, tensor)| other != name && tensor.data_ptr() == address);
+        let own = addresses(self.get(name)?);
+        let overlaps = |tensor: &Tensor| {
+            let other = addresses(tensor);
+            own.start < other.end && other.start < own.end
+        };
+        let others = self.tensors.iter().filter(|(other, tensor)| other != name && overlaps(tensor));
         Ok(others.map(|(other, _)| other.as_str()).collect())
     }
+}
+
+/// From the first byte of a tensor to behind its last.
+fn addresses(tensor: &Tensor) -> Range<usize> {
+    let start = tensor.data_ptr() as usize;
+    let steps = tensor.size().into_iter().zip(tensor.stride());
+    let last: i64 = steps.map(|(size, stride)| (size - 1).max(0) * stride).sum();
+    let width = tensor.f_kind().map_or(0, |kind| kind.elt_size_in_bytes());
+    start..start + (last as usize + 1) * width
 }

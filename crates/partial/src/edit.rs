@@ -25,7 +25,7 @@ enum Change {
 ///
 /// ```
 /// # use partial::Edit;
-/// let silence = Edit::zero().heads(3..4).positions(5..9); // on `h.i.attn.z` or `h.i.attn.pattern`
+/// let silence = Edit::zero().heads(3..4).positions(5..9); // on `h.i.attn.z`, `.q`, `.k`, `.v`, `.pattern`, `.result`
 /// # let _ = silence;
 /// ```
 pub struct Edit {
@@ -86,13 +86,13 @@ impl Edit {
         Self::new(Change::With(Box::new(function)))
     }
 
-    /// Only at these positions (for an attention pattern: queries).
+    /// Only at these positions (for attention scores and patterns: queries).
     pub fn positions(mut self, positions: Range<i64>) -> Self {
         self.positions = Some(positions);
         self
     }
 
-    /// Only at these heads; for `attn.z` and `attn.pattern`.
+    /// Only at these heads; for `attn.q`, `attn.k`, `attn.v`, `attn.scores`, `attn.pattern`, `attn.z` and `attn.result`.
     pub fn heads(mut self, heads: Range<i64>) -> Self {
         self.heads = Some(heads);
         self
@@ -142,13 +142,13 @@ impl Edit {
 
 /// The dimension that counts positions.
 pub(crate) fn position_dimension(site: Site) -> i64 {
-    if site.point == Point::Pattern { 2 } else { 1 }
+    if matches!(site.point, Point::Scores | Point::Pattern) { 2 } else { 1 }
 }
 
 fn head_dimension(site: Site) -> Option<i64> {
     match site.point {
-        Point::Pattern => Some(1),
-        Point::Z => Some(2),
+        Point::Scores | Point::Pattern => Some(1),
+        Point::HeadQuery | Point::HeadKey | Point::HeadValue | Point::Z | Point::HeadOutput => Some(2),
         _ => None,
     }
 }

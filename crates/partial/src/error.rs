@@ -40,7 +40,7 @@ pub enum Error {
         start: String,
     },
     /// Heads were chosen at a site that has none.
-    #[error("{site} has no heads; only attn.z and attn.pattern have")]
+    #[error("{site} has no heads; attn.q, attn.k, attn.v, attn.scores, attn.pattern, attn.z and attn.result have")]
     NoHeads {
         /// The site of the edit.
         site: String,

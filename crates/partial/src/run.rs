@@ -81,7 +81,7 @@ impl<'a> Run<'a> {
         Ok(self)
     }
 
-    /// Keeps only these positions of every capture (for an attention pattern: queries). The model still sees all.
+    /// Keeps only these positions of every capture (for attention scores and patterns: queries). The model still sees all.
     pub fn positions(mut self, positions: Range<i64>) -> Self {
         self.positions = Some(positions);
         self
@@ -108,7 +108,8 @@ impl<'a> Run<'a> {
         self.run_with(input, |model, input, observer| model.forward(input, observer))
     }
 
-    /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits.
+    /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
+    /// as well.
     ///
     /// # Errors
     ///
