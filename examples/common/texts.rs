@@ -13,8 +13,11 @@ pub fn split(paths: &[PathBuf], held_out: f64) -> Result<(String, String)> {
         while !text.is_char_boundary(cut) {
             cut += 1;
         }
-        // Between paragraphs, so that no sentence is in both.
-        cut = text[cut..].find("\n\n").map_or(text.len(), |offset| cut + offset + 2);
+        // Between paragraphs, so that no sentence is in both; between lines or words where paragraphs are too long for that.
+        let wanted = text.len() - cut;
+        let after = |end: &str| text[cut..].find(end).map(|offset| cut + offset + end.len());
+        let ends = ["\n\n", "\n", " "].into_iter().filter_map(after);
+        cut = ends.into_iter().find(|end| text.len() - end >= wanted / 2).unwrap_or(cut);
         train.push_str(&text[..cut]);
         rest.push_str(&text[cut..]);
     }

@@ -10,3 +10,4 @@ mod program;
 #[path = "../suite/support.rs"]
 mod support;
 mod synth;
+mod tuned_lens;

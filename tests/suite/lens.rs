@@ -166,7 +166,9 @@ fn a_batch_gives_the_tables_of_its_prompts() {
         Prompt { ids: ids[..3].to_vec(), positions: Some(1..3) },
         Prompt { ids: ids[1..5].to_vec(), positions: Some(0..1) },
     ];
-    for decoder in [vec!["final_layernorm", "lm_head"], vec!["h.2", "ln_f", "lm_head"], vec!["h.2.mlp", "ln_f", "lm_head"]] {
+    for decoder in
+        [vec!["final_layernorm", "lm_head"], vec!["h.2", "ln_f", "lm_head"], vec!["h.2.mlp", "ln_f", "lm_head"]]
+    {
         for memory in [1, 256 << 20] {
             let options = LensOptions {
                 measures: [all_measures(), vec![Measure::CrossEntropy]].concat(),
@@ -180,7 +182,8 @@ fn a_batch_gives_the_tables_of_its_prompts() {
             let together = lens.tables("golden", &prompts, |id| format!("<{id}>")).unwrap();
             assert_eq!(together.len(), prompts.len());
             for (prompt, batched) in prompts.iter().zip(&together) {
-                let alone = table(&model, &prompt.ids, LensOptions { positions: prompt.positions.clone(), ..options.clone() });
+                let alone =
+                    table(&model, &prompt.ids, LensOptions { positions: prompt.positions.clone(), ..options.clone() });
                 assert_eq!((&batched.tokens, &batched.positions), (&alone.tokens, &alone.positions));
                 for (batched, alone) in batched.rows.iter().zip(&alone.rows) {
                     assert_eq!((&batched.name, &batched.top1), (&alone.name, &alone.top1));

@@ -41,8 +41,7 @@ fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
     let tuned = tuned_lens::open(&folder).unwrap();
     let expected = support::tensors(&folder.join("expected.safetensors"));
     let vocabulary = model.config().vocabulary as usize;
-    let options =
-        LensOptions { measures: vec![Measure::Logits], top_k: vocabulary, ..LensOptions::default() };
+    let options = LensOptions { measures: vec![Measure::Logits], top_k: vocabulary, ..LensOptions::default() };
     let table = table(&Lens::new(&model, options).unwrap().tuned(&tuned).unwrap(), &case.ids("single")[0]);
     assert_eq!(table.rows.len(), tuned.layers() + 1);
     for (layer, row) in table.rows.iter().take(tuned.layers()).enumerate() {
@@ -95,9 +94,7 @@ fn translators_of_another_model_are_refused() {
     let config = |layers: i64, width: i64| {
         format!(r#"{{"model_type": "gpt2", "n_layer": {layers}, "n_head": 2, "n_embd": {width}, "vocab_size": 500}}"#)
     };
-    let random = |layers, width, seed| {
-        Model::random(Config::from_json(&config(layers, width)).unwrap(), seed).unwrap()
-    };
+    let random = |layers, width, seed| Model::random(Config::from_json(&config(layers, width)).unwrap(), seed).unwrap();
     let refuse = |lens: &TunedLens, model: &Model, options: LensOptions| {
         Lens::new(model, options).unwrap().tuned(lens).err().expect("refused").to_string()
     };
@@ -125,9 +122,8 @@ fn damaged_folders_are_refused_by_name() {
     let error = || tuned_lens::open(folder).unwrap_err().to_string();
     let config = |text: &str| fs::write(folder.join("config.json"), text).unwrap();
     let parameters = |shapes: &[(&str, &[i64])]| {
-        let zeros = |(name, shape): &(&str, &[i64])| {
-            ((*name).to_owned(), Tensor::zeros(*shape, (Kind::Float, Device::Cpu)))
-        };
+        let zeros =
+            |(name, shape): &(&str, &[i64])| ((*name).to_owned(), Tensor::zeros(*shape, (Kind::Float, Device::Cpu)));
         save_bin(&folder.join("params.pt"), &shapes.iter().map(zeros).collect::<Vec<_>>()).unwrap();
     };
     assert!(error().contains("config.json"));
@@ -154,7 +150,8 @@ fn damaged_folders_are_refused_by_name() {
 #[test]
 fn gradients_lower_the_divergence() {
     let model = Model::random(
-        Config::from_json(r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 30}"#).unwrap(),
+        Config::from_json(r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 30}"#)
+            .unwrap(),
         3,
     )
     .unwrap();
@@ -185,12 +182,9 @@ fn divergences(name: &str) -> (HashMap<String, f64>, HashMap<String, f64>) {
     let tuned = tuned_lens::open(folder.join("tuned-lens")).unwrap();
     let tokenizer = tokenizers::Tokenizer::from_file(folder.join("tokenizer.json")).unwrap();
     let text = fs::read_to_string(root().join("tests/held-out.txt")).unwrap();
-    let ids: Vec<i64> =
-        tokenizer.encode_fast(text, false).unwrap().get_ids().iter().map(|&id| i64::from(id)).collect();
-    let prompts: Vec<transformer_utils::lens::Prompt> = ids
-        .chunks(128)
-        .map(|ids| transformer_utils::lens::Prompt { ids: ids.to_vec(), positions: None })
-        .collect();
+    let ids: Vec<i64> = tokenizer.encode_fast(text, false).unwrap().get_ids().iter().map(|&id| i64::from(id)).collect();
+    let prompts: Vec<transformer_utils::lens::Prompt> =
+        ids.chunks(128).map(|ids| transformer_utils::lens::Prompt { ids: ids.to_vec(), positions: None }).collect();
     assert!(prompts.len() > 3);
     let sum = |lens: &Lens| {
         let mut sums = HashMap::new();

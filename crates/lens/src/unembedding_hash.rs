@@ -107,7 +107,7 @@ mod tests {
             x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
             x ^= x >> 27;
             let unit = (x >> 40) as f64 / f64::from(1 << 24) - 0.5;
-            let unit = if seed % 3 == 0 { (unit * 8.0).round_ties_even() / 8.0 } else { unit };
+            let unit = if seed.is_multiple_of(3) { (unit * 8.0).round_ties_even() / 8.0 } else { unit };
             (unit * scale) as f32
         };
         let values: Vec<f32> = (0..rows * columns).map(value).collect();

@@ -77,7 +77,8 @@ fn draw<'a>(curves: &'a Curves, style: &'a Style, svg: &'a mut String) -> Result
 
     let shown = |value: &f64| value.is_finite() && (!curves.logarithmic || *value > 0.0);
     let all = curves.curves.iter().flat_map(|(_, values)| values).copied().filter(shown);
-    let (least, most) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(value), most.max(value)));
+    let (least, most) =
+        all.fold((f64::INFINITY, f64::NEG_INFINITY), |(least, most), value| (least.min(value), most.max(value)));
     let look = Look { ink, muted, grid, page: shade(0xff, 0x15), dark: style.dark };
     if curves.logarithmic {
         let (least, most) = if least <= most { (least, most) } else { (0.1, 1.0) };
