@@ -279,7 +279,7 @@ impl Bench {
             timed(|| Ok(self.model.forward(&input, &mut observer)?))
         };
         // Short runs scatter.
-        let [quiet, listening] = turns(10 * self.repeats, [&quiet, &listening])?;
+        let [quiet, listening] = turns((10 * self.repeats).max(50), [&quiet, &listening])?;
         // What the difference of two medians cannot resolve: the questions by themselves.
         let questions = || {
             let observer = Listening { wanted: vec![Site::block(usize::MAX, Point::Output)], asked: Cell::new(0) };

@@ -112,6 +112,7 @@ mod system {
         path::{Path, PathBuf},
         sync::atomic::{AtomicU64, Ordering},
         thread,
+        time::Duration,
     };
 
     use anyhow::{Context, Result, anyhow, ensure};
@@ -134,6 +135,21 @@ mod system {
     /// # Errors
     /// If the files stay cached.
     pub fn forget(files: &[PathBuf]) -> Result<&'static str> {
+        for _ in 0..6 {
+            advise(files)?;
+            if cached(files)? < CACHED {
+                return Ok("posix_fadvise on the files");
+            }
+            // The kernel may still be taking down the mappings of a process that has just ended.
+            thread::sleep(Duration::from_millis(500));
+        }
+        fs::write("/proc/sys/vm/drop_caches", "1").context("writing /proc/sys/vm/drop_caches")?;
+        let left = cached(files)?;
+        ensure!(left < CACHED, "{:.0} % of the files stay in the page cache", left * 100.0);
+        Ok("/proc/sys/vm/drop_caches")
+    }
+
+    fn advise(files: &[PathBuf]) -> Result<()> {
         for path in files {
             let context = || format!("dropping {} from the page cache", path.display());
             let file = File::open(path).with_context(context)?;
@@ -141,13 +157,7 @@ mod system {
             file.sync_all().with_context(context)?;
             fadvise(&file, 0, None, Advice::DontNeed).with_context(context)?;
         }
-        if cached(files)? < CACHED {
-            return Ok("posix_fadvise on the files");
-        }
-        fs::write("/proc/sys/vm/drop_caches", "1").context("writing /proc/sys/vm/drop_caches")?;
-        let left = cached(files)?;
-        ensure!(left < CACHED, "{:.0} % of the files stay in the page cache", left * 100.0);
-        Ok("/proc/sys/vm/drop_caches")
+        Ok(())
     }
 
     /// The share that may stay: a probe, or a page that somebody else holds.

@@ -188,8 +188,11 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn text(&self, machine: &str) -> String {
-        let repeats = self.options.repeats;
-        let mut text = format!("{machine}. Medians of {repeats} runs in turns.\n\n{}", table(&self.figures));
+        let runs = match self.options.repeats {
+            1 => "One run each".to_owned(),
+            repeats => format!("Medians of {repeats} runs in turns"),
+        };
+        let mut text = format!("{machine}. {runs}.\n\n{}", table(&self.figures));
         if !self.notes.is_empty() {
             text.push_str("\nNotes:\n\n");
             text.extend(self.notes.iter().map(|note| format!("- {note}\n")));

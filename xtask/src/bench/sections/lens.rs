@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::warm;
+use super::{middle, shown, warm};
 use crate::bench::{
-    Bench, Inside, TOKENS, asked_of_xl,
+    Bench, TOKENS, asked_of_xl,
     checkpoints::{Size, Variant},
     child::{Call, Peak},
     figure::{Asked, Figure, Unit, median},
@@ -49,7 +49,6 @@ fn in_process(bench: &mut Bench, size: Size, folder: &Path, bf16: Option<&Path>)
     }
     let (forward, floor) = (middle(&ours, "lens_forward")?, middle(&ours, "lens_product")?);
     let rows = middle(&ours, "lens_rows")?;
-    let shown = |runs: &[Inside]| runs.first().map_or_else(String::new, |inside| inside.shown.clone());
     let command = shown(&ours);
     for (measure, peer) in MEASURES.into_iter().zip(&peers) {
         let whole = middle(&ours, &format!("lens_{measure}"))?;
@@ -82,10 +81,6 @@ fn in_process(bench: &mut Bench, size: Size, folder: &Path, bf16: Option<&Path>)
         }
     }
     Ok(())
-}
-
-fn middle(runs: &[Inside], figure: &str) -> Result<f64> {
-    Ok(median(&runs.iter().map(|inside| inside.get(figure)).collect::<Result<Vec<_>>>()?))
 }
 
 /// What a lens holds beside the mapped weights, in a process that has run nothing before.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{Bench, Section, files};
+use super::{Bench, Inside, Section, figure::median, files};
 
 /// Runs one section.
 pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
@@ -30,6 +30,16 @@ fn warm(folder: &Path) -> Result<Vec<PathBuf>> {
     let files = files::weights(folder)?;
     files::warm(&files)?;
     Ok(files)
+}
+
+/// The median of one figure over several runs of the bench.
+fn middle(runs: &[Inside], figure: &str) -> Result<f64> {
+    Ok(median(&runs.iter().map(|inside| inside.get(figure)).collect::<Result<Vec<_>>>()?))
+}
+
+/// The command of all these runs.
+fn shown(runs: &[Inside]) -> String {
+    runs.first().map_or_else(String::new, |inside| inside.shown.clone())
 }
 
 /// Drops files from the page cache and notes how; `false`, with a note, where that cannot be done.

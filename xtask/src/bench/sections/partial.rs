@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::warm;
+use super::{middle, shown, warm};
 use crate::bench::{
     Bench, TOKENS, asked_of_xl,
     checkpoints::Size,
@@ -29,10 +29,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             }
         }
         let name = size.name();
-        let command = ours.first().map_or_else(String::new, |inside| inside.shown.clone());
-        let middle = |figure: &str| -> Result<f64> {
-            Ok(median(&ours.iter().map(|inside| inside.get(figure)).collect::<Result<Vec<_>>>()?))
-        };
+        let command = shown(&ours);
+        let middle = |figure: &str| middle(&ours, figure);
         let (forward, share, six) = (middle("forward")?, middle("six_blocks_share")?, middle("six_blocks")?);
         let three = middle("three_names")?;
         bench.add(Figure::new(format!("{name}: forward, {TOKENS} tokens, warm"), forward, Unit::Seconds, &command));

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::{cold, warm};
+use super::{cold, middle, shown, warm};
 use crate::bench::{
     Bench, asked_of_xl,
     cgroup::Group,
@@ -39,16 +39,10 @@ fn capped(call: &Call, mebibytes: u64) -> Result<(Outcome, Option<f64>)> {
 
 fn beside_floors(bench: &mut Bench, size: Size, folder: &Path) -> Result<()> {
     let (name, (cap, tokens)) = (size.name(), size.cap());
-    let paths = warm(folder)?;
-    // Without a cap and with all in memory, what remains is arithmetic.
-    let inside = bench.inside(folder, "forward", bench.repeats())?;
-    let compute = inside.get("forward")?;
-    let what = format!("{name}: forward, {tokens} tokens, mapped, warm, no cap");
-    bench.add(Figure::new(what, compute, Unit::Seconds, &inside.shown));
-
+    let paths = files::weights(folder)?;
     let ours = streamed(bench, folder, tokens)?;
     let readings = Reading::ALL.map(|reading| (reading, plain_read(reading, &paths)));
-    let mut times = Vec::new();
+    let (mut times, mut inside) = (Vec::new(), Vec::new());
     let mut floors = readings.clone().map(|_| Vec::new());
     let mut peak: Option<f64> = None;
     for _ in 0..bench.repeats() {
@@ -63,8 +57,14 @@ fn beside_floors(bench: &mut Bench, size: Size, folder: &Path) -> Result<()> {
         }
         let (time, held) = forward(bench, &ours, cap)?;
         times.push(time);
+        // Without a cap and with all in memory, what remains is arithmetic.
+        warm(folder)?;
+        inside.push(bench.inside(folder, "forward", 1)?);
         peak = held.into_iter().chain(peak).reduce(f64::max);
     }
+    let compute = middle(&inside, "forward")?;
+    let what = format!("{name}: forward, {tokens} tokens, mapped, warm, no cap");
+    bench.add(Figure::new(what, compute, Unit::Seconds, shown(&inside)));
     let bytes = files::size(folder)? as f64;
     let mut fastest = f64::INFINITY;
     for ((reading, call), floor) in readings.iter().zip(&floors) {
