@@ -13,7 +13,7 @@
 //! | [`download`], [`unpack`] | bytes from a server, files from a zip |
 //! | [`link`] | the `.libtorch` link |
 //! | [`steps`] | running Cargo, and what is checked before |
-//! | [`bench`] | the promised figures beside floors and peers |
+//! | [`mod@bench`] | the promised figures beside floors and peers |
 
 pub mod bench;
 pub mod cache;
