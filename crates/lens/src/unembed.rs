@@ -12,6 +12,7 @@
 
 use std::ops::Range;
 
+use models::Factor;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{Error, error::Result};
@@ -80,7 +81,7 @@ const STACK: i64 = 2304;
 
 /// Entries of the vocabulary in a slice, at most. More make the products no faster and the passes over them slower,
 /// because the slice leaves the cache.
-const SLICE: i64 = 4096;
+const SLICE: i64 = 2048;
 
 /// What is decoded: streams that are made when their turn comes.
 pub(crate) trait Streams {
@@ -156,7 +157,7 @@ impl Final {
 /// `[n, d] x [v, d]ᵀ` in the dtype of the unembedding, as f32.
 fn multiply(streams: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
     let streams = streams.f_to_kind(unembedding.f_kind()?)?;
-    streams.f_matmul(&unembedding.f_transpose(0, 1)?)?.f_to_kind(Kind::Float)
+    Factor::new(&streams)?.times_transposed(unembedding, None)?.f_to_kind(Kind::Float)
 }
 
 /// Sums of products along the last dimension of two `[n, v]`.
@@ -249,12 +250,12 @@ impl Stack<'_> {
     fn measure(&self) -> Result<StackMeasured, TchError> {
         let kind = self.unembedding.f_kind()?;
         let streams = self.streams.f_to_kind(kind)?.f_contiguous()?;
-        let buffers = Buffers::new(&streams, self.slice())?;
+        let products = Products::new(&streams, self.slice())?;
         let target = self.logits_of(&self.reference.top1)?;
         let tracked = self.tracked_logits()?;
         let mut running = self.start()?;
         for slice in self.slices()? {
-            self.fold(&slice, &streams, &buffers, &target, &tracked, &mut running)?;
+            self.fold(&slice, &products, &target, &tracked, &mut running)?;
         }
         let log_normaliser = running.maximum.f_add(&running.sum.f_log()?)?;
         let kl = match (self.wanted.kl, self.wanted.clip) {
@@ -264,7 +265,7 @@ impl Stack<'_> {
                 // Rounding may leave a little less than nothing.
                 Some(kl.f_clamp_min(0.0)?)
             }
-            (true, Some(clip)) => Some(self.clipped_kl(&streams, &buffers, &log_normaliser, clip)?),
+            (true, Some(clip)) => Some(self.clipped_kl(&products, &log_normaliser, clip)?),
         };
         let expectation = |weighted: &Tensor| weighted.f_div(&running.sum);
         let entropy = if self.wanted.entropy {
@@ -320,16 +321,15 @@ impl Stack<'_> {
     fn fold(
         &self,
         slice: &Range<i64>,
-        streams: &Tensor,
-        buffers: &Buffers,
+        products: &Products,
         target: &Tensor,
         tracked: &Tensor,
         running: &mut Running,
     ) -> Result<(), TchError> {
         let width = slice.end - slice.start;
         let shape = [self.rows, self.positions, width];
-        let logits = buffers.multiply(streams, self.unembedding, slice)?.f_view(shape)?;
-        let scratch = buffers.scratch(streams, width)?.f_view(shape)?;
+        let logits = products.logits(self.unembedding, slice)?.f_view(shape)?;
+        let scratch = products.scratch(width)?.f_view(shape)?;
         let (best, place) = logits.f_max_dim(-1, false)?;
         let better = best.f_gt_tensor(&running.maximum)?;
         running.top1 = place.f_add_scalar(slice.start)?.f_where_self(&better, &running.top1)?;
@@ -396,18 +396,11 @@ impl Stack<'_> {
 
     /// `Σ max(p, c) ln(max(p, c) / max(q, c))`, as transformer-utils computes it. It needs `q` itself, and so the
     /// products once more, after the normaliser is known.
-    fn clipped_kl(
-        &self,
-        streams: &Tensor,
-        buffers: &Buffers,
-        normaliser: &Tensor,
-        clip: f64,
-    ) -> Result<Tensor, TchError> {
+    fn clipped_kl(&self, products: &Products, normaliser: &Tensor, clip: f64) -> Result<Tensor, TchError> {
         let mut total = Tensor::f_zeros(self.shape(), (Kind::Float, self.device()))?;
         for slice in self.slices()? {
             let width = slice.end - slice.start;
-            let logits =
-                buffers.multiply(streams, self.unembedding, &slice)?.f_view([self.rows, self.positions, width])?;
+            let logits = products.logits(self.unembedding, &slice)?.f_view([self.rows, self.positions, width])?;
             let rows = logits.f_sub(&normaliser.f_unsqueeze(2)?)?.f_clamp_min_(clip.ln())?;
             let own = self.reference.probabilities.f_narrow(1, slice.start, width)?.f_clamp_min(clip)?;
             let ratio = own.f_log()?.f_sub(&rows)?;
@@ -418,43 +411,42 @@ impl Stack<'_> {
     }
 }
 
-/// Memory for one slice, used again for the next: fresh memory would cost a page fault for every 4 KiB.
-struct Buffers {
-    /// Products in the dtype of the unembedding; the logits themselves where that is f32.
-    products: Tensor,
-    logits: Tensor,
+/// The streams as a left factor, and memory for one slice that is used again for the next: fresh memory would cost a page
+/// fault for every 4 KiB.
+struct Products<'a> {
+    factor: Factor<'a>,
+    /// `[n]`, the number of streams.
+    count: i64,
+    /// Logits in f32, where the products are not.
+    logits: Option<Tensor>,
     scratch: Tensor,
 }
 
-impl Buffers {
+impl<'a> Products<'a> {
     /// For `streams`, `[n, d_model]`, and slices of up to `slice` entries.
-    fn new(streams: &Tensor, slice: i64) -> Result<Self, TchError> {
+    fn new(streams: &'a Tensor, slice: i64) -> Result<Self, TchError> {
         let (count, kind, device) = (streams.size2()?.0, streams.f_kind()?, streams.device());
-        let empty = |kind| Tensor::f_empty([count * slice], (kind, device));
-        let logits = empty(Kind::Float)?;
-        let products = if kind == Kind::Float { logits.shallow_clone() } else { empty(kind)? };
-        Ok(Self { products, logits, scratch: empty(Kind::Float)? })
+        let buffer = || Tensor::f_empty([count * slice], (Kind::Float, device));
+        let logits = if kind == Kind::Float { None } else { Some(buffer()?) };
+        Ok(Self { factor: Factor::new(streams)?, count, logits, scratch: buffer()? })
     }
 
     /// `[n, slice]` of a buffer.
-    fn part(buffer: &Tensor, streams: &Tensor, width: i64) -> Result<Tensor, TchError> {
-        let count = streams.size2()?.0;
-        buffer.f_narrow(0, 0, count * width)?.f_view([count, width])
+    fn part(&self, buffer: &Tensor, width: i64) -> Result<Tensor, TchError> {
+        buffer.f_narrow(0, 0, self.count * width)?.f_view([self.count, width])
     }
 
-    fn scratch(&self, streams: &Tensor, width: i64) -> Result<Tensor, TchError> {
-        Self::part(&self.scratch, streams, width)
+    fn scratch(&self, width: i64) -> Result<Tensor, TchError> {
+        self.part(&self.scratch, width)
     }
 
     /// Logits of one slice, `[n, slice]`, in f32.
-    fn multiply(&self, streams: &Tensor, unembedding: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
+    fn logits(&self, unembedding: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
         let width = slice.end - slice.start;
-        let weights = unembedding.f_narrow(0, slice.start, width)?.f_transpose(0, 1)?;
-        let products = streams.f_mm_out(&Self::part(&self.products, streams, width)?, &weights)?;
-        let mut logits = Self::part(&self.logits, streams, width)?;
-        if products.f_kind()? != Kind::Float {
-            logits.f_copy_(&products)?;
-        }
+        let products = self.factor.times_transposed(&unembedding.f_narrow(0, slice.start, width)?, None)?;
+        let Some(buffer) = &self.logits else { return Ok(products) };
+        let mut logits = self.part(buffer, width)?;
+        logits.f_copy_(&products)?;
         Ok(logits)
     }
 }

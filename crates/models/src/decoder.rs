@@ -11,7 +11,7 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Action, Error, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage, attention,
+    Action, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage, attention,
     attention::Masks,
     error::At,
     input::{Checked, Limits, Start},
@@ -265,7 +265,7 @@ impl Run<'_> {
             normed = normed.f_narrow(1, self.length - 1, 1).at(Site::LOGITS)?;
         }
         let unembedding = self.model.unembedding()?;
-        let logits = normed.f_linear(&unembedding, None::<&Tensor>).at(Site::LOGITS)?;
+        let logits = Factor::new(&normed).and_then(|x| x.times_transposed(&unembedding, None)).at(Site::LOGITS)?;
         self.show(Site::LOGITS, logits)
     }
 }

@@ -7,7 +7,7 @@ use lowmem::{Index, PartRequest, TensorRequest};
 use tch::{TchError, Tensor};
 
 use crate::{
-    Config, Error, Family, Result,
+    Config, Error, Factor, Family, Result,
     family::{LinearSpec, Matrices, QueryKeyValue},
 };
 
@@ -150,10 +150,10 @@ pub(crate) struct Linear {
 impl Linear {
     /// `[.., in]` to `[.., out]`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let x = Factor::new(x)?;
         match self.matrices {
-            Matrices::OutIn => x.f_linear(&self.weight, self.bias.as_ref()),
-            // A transposed view; libtorch turns it back when it multiplies, so nothing is copied.
-            Matrices::InOut => x.f_linear(&self.weight.f_transpose(0, 1)?, self.bias.as_ref()),
+            Matrices::OutIn => x.times_transposed(&self.weight, self.bias.as_ref()),
+            Matrices::InOut => x.times(&self.weight, self.bias.as_ref()),
         }
     }
 
