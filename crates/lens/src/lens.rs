@@ -111,7 +111,8 @@ impl<'a> Lens<'a> {
         self.rows.iter().map(|row| row.name.as_str())
     }
 
-    /// Decodes through translators, row by row (the tuned lens), in place of the plain final norm and unembedding.
+    /// Puts translators (the tuned lens) between the rows and the decoder: each row goes through its own, then through the final
+    /// norm and the unembedding.
     ///
     /// # Errors
     ///

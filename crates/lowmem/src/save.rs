@@ -85,7 +85,8 @@ impl safetensors::View for &Plain<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::Write`] for a dtype the format or this crate does not know, [`Error::Io`] where the file cannot be written.
+/// [`Error::Write`] for a dtype this crate does not know and where the file cannot be written, [`Error::Io`] where the whole
+/// file cannot be given its name.
 pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let plain = Plain::all(path, tensors)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
@@ -102,8 +103,7 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()>
 ///
 /// # Errors
 ///
-/// [`Error::Write`] for a dtype that PyTorch's readers of such files or this crate do not know, [`Error::Io`] where the file
-/// cannot be written.
+/// As [`save_safetensors`].
 pub fn save_bin(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let plain = Plain::all(path, tensors)?;
     write_whole(path, |temporary| write_archive(temporary, &plain).map_err(|error| error.to_string()))
