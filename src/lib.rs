@@ -23,6 +23,7 @@ struct ActivationsGuide;
 
 pub use lens;
 pub use lowmem;
+pub use lowmem::prepare_libtorch;
 pub use models;
 pub use partial;
 pub use tch;

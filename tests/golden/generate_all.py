@@ -4,6 +4,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import bf16
+
 GOLDEN = Path(__file__).resolve().parent
 
 
@@ -16,6 +18,7 @@ def main():
         runpy.run_path(str(folder / "generate.py"), run_name="__main__")
         size = sum(path.stat().st_size for path in folder.iterdir())
         print(f"{folder.name:28} {size / 1000:7.0f} kB", flush=True)
+    bf16.main(sys.argv[1:])
 
 
 if __name__ == "__main__":

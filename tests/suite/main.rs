@@ -7,6 +7,8 @@ mod golden;
 mod lens;
 mod memory;
 mod partial;
+mod preparation;
+mod reduced_precision;
 mod support;
 mod training;
 mod tuned_lens;

@@ -15,6 +15,7 @@ pub struct Case {
     pub folder: PathBuf,
     pub json: Value,
     pub expected: HashMap<String, Tensor>,
+    bf16: Value,
 }
 
 /// All cases; a case whose `case.json` says `same_as` has the expectations of the other.
@@ -28,16 +29,27 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn case(root: &Path, folder: PathBuf) -> Case {
-    let read = |folder: &Path| -> Value {
-        serde_json::from_str(&fs::read_to_string(folder.join("case.json")).unwrap()).unwrap()
+    let read = |folder: &Path, file: &str| -> Value {
+        serde_json::from_str(&fs::read_to_string(folder.join(file)).unwrap()).unwrap()
     };
-    let own = read(&folder);
+    let own = read(&folder, "case.json");
     let source = own.get("same_as").map_or_else(|| folder.clone(), |other| root.join(other.as_str().unwrap()));
     let name = folder.file_name().unwrap().to_string_lossy().into_owned();
-    Case { name, json: read(&source), expected: tensors(&source.join("expected.safetensors")), folder }
+    let expected = tensors(&source.join("expected.safetensors"));
+    Case { name, json: read(&source, "case.json"), expected, bf16: read(&source, "bf16.json"), folder }
 }
 
 impl Case {
+    /// Whether the case has expectations of its own, rather than those of the case whose weights it holds.
+    pub fn is_original(&self) -> bool {
+        self.folder.join("expected.safetensors").is_file()
+    }
+
+    /// What Hugging Face's bf16 run is: `ids`, and the error of each site.
+    pub fn bf16(&self) -> &Value {
+        &self.bf16
+    }
+
     pub fn model(&self, options: &LoadOptions) -> Model {
         let checkpoint = Checkpoint::open(&self.folder).unwrap_or_else(|error| panic!("{}: {error}", self.name));
         Model::open(&checkpoint, options).unwrap_or_else(|error| panic!("{}: {error}", self.name))

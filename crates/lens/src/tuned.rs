@@ -149,6 +149,7 @@ impl TunedLens {
     ///
     /// [`Error::Torch`].
     pub fn identity(config: TunedLensConfig, device: Device) -> Result<Self> {
+        models::prepare_libtorch();
         let width = config.d_model;
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, device)).map_err(torch);
         let translator = |_| {
@@ -165,6 +166,7 @@ impl TunedLens {
     ///
     /// [`Error::TunedLens`] for a missing, misshapen or unknown tensor.
     pub fn from_tensors(config: TunedLensConfig, mut tensors: HashMap<String, Tensor>) -> Result<Self> {
+        models::prepare_libtorch();
         let width = config.d_model;
         let mut take = |name: String, shape: &[i64]| match tensors.remove(&name) {
             Some(tensor) if tensor.size() == shape => Ok(tensor),

@@ -33,6 +33,7 @@ mod find;
 #[cfg(feature = "hub")]
 mod hub;
 mod index;
+mod libtorch;
 mod memory;
 mod options;
 mod parts;
@@ -49,6 +50,7 @@ pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Result, first_line, nearest};
 pub use index::{Index, TensorInfo, WeightFile};
+pub use libtorch::prepare_libtorch;
 pub use memory::available_memory;
 pub use options::{DtypeChoice, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, TensorRequest};

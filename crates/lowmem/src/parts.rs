@@ -16,6 +16,7 @@ use crate::{
     nearest,
     place::{Placed, Placer, place_error},
     prefetch::Prefetcher,
+    prepare_libtorch,
     read::read_rows,
 };
 
@@ -93,6 +94,7 @@ impl Parts {
     /// [`Error::MissingTensor`], [`Error::Misshapen`]; [`Error::Residency`] or [`Error::DtypeOnDevice`] where the options
     /// contradict each other.
     pub fn new(checkpoint: &Checkpoint, parts: Vec<PartRequest>, options: &LoadOptions) -> Result<Self> {
+        prepare_libtorch();
         let index = checkpoint.index();
         let mut keys: Vec<TensorInfo> = Vec::new();
         let mut tied = Vec::new();
@@ -163,6 +165,7 @@ impl Parts {
     ///
     /// [`Error::MissingTensor`], [`Error::Misshapen`].
     pub fn from_tensors(tensors: &HashMap<String, Tensor>, parts: Vec<PartRequest>) -> Result<Self> {
+        prepare_libtorch();
         let memory = PathBuf::from("(in memory)");
         let mut names: Vec<String> = Vec::new();
         let mut kept = HashMap::new();

@@ -23,6 +23,7 @@ impl<'a> Factor<'a> {
     ///
     /// Whatever libtorch says, such as that memory is full.
     pub fn new(x: &'a Tensor) -> Result<Self, TchError> {
+        lowmem::prepare_libtorch();
         let width = x.size().last().copied().unwrap_or(0);
         let prepared = if suits(x)? && width > 0 && utils::has_mkldnn() {
             Some(x.f_reshape([-1, width])?.f_to_mkldnn(None)?)

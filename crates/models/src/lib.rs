@@ -42,7 +42,7 @@ pub use factor::Factor;
 pub use family::Family;
 pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, generate};
 pub use input::{Input, LogitsAt};
-pub use lowmem::first_line;
+pub use lowmem::{first_line, prepare_libtorch};
 pub use model::Model;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use sampling::Sampling;

@@ -1,0 +1,62 @@
+//! bf16 runs beside Hugging Face's: no site may be further from the exact values than 1.1 times theirs.
+
+use transformer_utils::{
+    lowmem::{Dtype, DtypeChoice, LoadOptions},
+    models::{Input, Model},
+    partial::{Activations, partial_forward},
+    tch::{Kind, Tensor},
+};
+
+use crate::support::{Case, cases, matrix};
+
+/// What the promise allows: our error over Hugging Face's.
+const RATIO: f64 = 1.1;
+/// Below this share of a site's values an error is rounding of the reference itself, which is our f32 run.
+const NOISE: f64 = 2e-5;
+
+fn model(case: &Case, dtype: Dtype) -> Model {
+    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() })
+}
+
+fn rms(tensor: &Tensor) -> f64 {
+    let tensor = tensor.to_kind(Kind::Double);
+    (&tensor * &tensor).mean(Kind::Double).sqrt().double_value(&[])
+}
+
+/// Compares `names` of one bf16 run; gives the largest ratio and the site it is at.
+fn worst(case: &Case, names: &[&str], found: &Activations, exact: &Activations) -> (f64, String) {
+    let errors = case.bf16()["rms_error"].as_object().unwrap();
+    let mut worst = (0.0, String::new());
+    for name in names {
+        let theirs = errors[*name].as_f64().unwrap();
+        let asked = if *name == "logits" { "lm_head" } else { name };
+        let (found, exact) = (found.get(asked).unwrap(), exact.get(asked).unwrap());
+        assert_eq!(found.kind(), Kind::BFloat16, "{} {name}", case.name);
+        let error = rms(&(found.to_kind(Kind::Double) - exact.to_kind(Kind::Double)));
+        let allowed = RATIO * theirs + NOISE * rms(exact);
+        assert!(error <= allowed, "{} {name}: {error:.3e}, Hugging Face's {theirs:.3e}", case.name);
+        if error / theirs.max(NOISE * rms(exact)) > worst.0 {
+            worst = (error / theirs.max(NOISE * rms(exact)), (*name).to_owned());
+        }
+    }
+    worst
+}
+
+#[test]
+fn bf16_is_as_exact_as_hugging_face_s_at_every_site() {
+    for case in cases().into_iter().filter(Case::is_original) {
+        let input = || Input::from_rows(&matrix(&case.bf16()["ids"])).unwrap();
+        let (narrow, wide) = (model(&case, Dtype::Bf16), model(&case, Dtype::F32));
+        let errors = case.bf16()["rms_error"].as_object().unwrap().clone();
+        let names: Vec<&str> = errors.keys().map(String::as_str).collect();
+        // With every site looked at, attention takes the path that shows its pattern; without, the fused one.
+        let streams: Vec<&str> = names.iter().copied().filter(|name| !name.contains("attn")).collect();
+        for names in [&names, &streams] {
+            let asked: Vec<&str> = names.iter().map(|name| if *name == "logits" { "lm_head" } else { name }).collect();
+            let found = partial_forward(&narrow, &asked, &input()).unwrap();
+            let exact = partial_forward(&wide, &asked, &input()).unwrap();
+            let (ratio, name) = worst(&case, names, &found, &exact);
+            println!("{:28} {ratio:.2} {name}", case.name);
+        }
+    }
+}
