@@ -8,7 +8,7 @@ use std::cell::OnceCell;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{AttentionKind, Config, config::BlockAttention, input::Checked};
+use crate::{AttentionKind, Model, config::BlockAttention, input::Checked};
 
 /// The masks of one run, made when a block first needs them.
 pub(crate) struct Masks {
@@ -19,19 +19,25 @@ pub(crate) struct Masks {
     device: Device,
     /// Whether causal and padding masks are added up.
     added: bool,
+    /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
+    fill_up: bool,
     global: OnceCell<Tensor>,
     local: OnceCell<Tensor>,
 }
 
 impl Masks {
-    pub(crate) fn new(config: &Config, checked: &Checked, cached: i64, kind: Kind, device: Device) -> Self {
+    pub(crate) fn new(model: &Model, checked: &Checked, cached: i64) -> Self {
+        let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
+        let several = checked.length > 1 || model.numerics().alike_rows;
         Self {
             attended: checked.attended.as_ref().map(Tensor::shallow_clone),
             queries: checked.length,
             keys: cached + checked.length,
             kind,
             device,
-            added: config.family.adds_masks,
+            added: model.config().family.adds_masks,
+            // A GPU has kernels of its own for every shape anyway.
+            fill_up: device == Device::Cpu && several,
             global: OnceCell::new(),
             local: OnceCell::new(),
         }
@@ -59,6 +65,14 @@ impl Masks {
         }
         let bias = self.make_bias(window)?;
         Ok(cell.get_or_init(|| bias).shallow_clone())
+    }
+
+    /// The same with `[.., query, key]` filled up: nothing sees the keys of the filling, and its queries see all others.
+    fn filled_up_bias(&self, kind: AttentionKind) -> Result<Tensor, TchError> {
+        let bias = self.bias(kind)?;
+        // Infinity, because a row in which everything is hidden by the least number is uniform over the keys that exist.
+        let bias = bias.f_pad([0, missing(self.keys, KEYS)], "constant", f64::NEG_INFINITY)?;
+        bias.f_constant_pad_nd([0, 0, 0, missing(self.queries, QUERIES)])
     }
 
     fn make_bias(&self, window: Option<i64>) -> Result<Tensor, TchError> {
@@ -93,6 +107,29 @@ fn least(kind: Kind) -> f64 {
     }
 }
 
+/// Queries are computed in multiples of this many, where there are several.
+///
+/// Libtorch's products take other kernels for fewer rows, and those add in another order: measured, from five rows on a row's
+/// bits do not depend on how many there are.
+const QUERIES: i64 = 8;
+
+/// Keys are read in multiples of this many: one vector of f32. The sum of a softmax's last, shorter vector is made in another
+/// order.
+const KEYS: i64 = 16;
+
+/// How many a length lacks to a multiple of `unit`.
+fn missing(length: i64, unit: i64) -> i64 {
+    (-length).rem_euclid(unit)
+}
+
+/// `[batch, head, position, width]` with positions of zeros at the end, up to a multiple of `unit`.
+fn filled_up(tensor: &Tensor, unit: i64) -> Result<Tensor, TchError> {
+    match missing(tensor.size4()?.2, unit) {
+        0 => Ok(tensor.shallow_clone()),
+        missing => tensor.f_constant_pad_nd([0, 0, 0, missing]),
+    }
+}
+
 /// What the softmax reads, `[batch, head, query, key]`, from queries and keys `[batch, head, position, d_head]`.
 pub(crate) fn scores(
     queries: &Tensor,
@@ -102,13 +139,14 @@ pub(crate) fn scores(
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
     let upcast = in_f32 && matches!(queries.f_kind()?, Kind::Half | Kind::BFloat16);
+    let queries = if masks.fill_up { filled_up(queries, QUERIES)? } else { queries.shallow_clone() };
     let (queries, keys) = if upcast {
         (queries.f_to_kind(Kind::Float)?, keys.f_to_kind(Kind::Float)?)
     } else {
-        (queries.shallow_clone(), keys.shallow_clone())
+        (queries, keys.shallow_clone())
     };
     // In place, because nobody has seen the tensor yet, and it is the largest of the run.
-    let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?;
+    let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_narrow(2, 0, masks.queries)?;
     if block.scale != 1.0 {
         scores = scores.f_mul_scalar_(block.scale)?;
     }
@@ -116,7 +154,7 @@ pub(crate) fn scores(
     if !(masks.queries == 1 && masks.plain(block.kind)) {
         scores = scores.f_add_(&masks.bias(block.kind)?)?;
     }
-    Ok(scores)
+    scores.f_contiguous()
 }
 
 /// The attention pattern in the dtype of the run. Takes the scores, which are as large, so that they go first.
@@ -126,7 +164,15 @@ pub(crate) fn pattern(scores: Tensor, kind: Kind) -> Result<Tensor, TchError> {
     pattern.f_to_kind(kind)
 }
 
-/// `z` without a pattern that anybody sees, `[batch, head, position, d_head]`; the scores never exist as a whole.
+/// `z` from a pattern, `[batch, head, query, d_head]`.
+pub(crate) fn apply(pattern: &Tensor, values: &Tensor, masks: &Masks) -> Result<Tensor, TchError> {
+    if !masks.fill_up {
+        return pattern.f_matmul(values);
+    }
+    filled_up(pattern, QUERIES)?.f_matmul(values)?.f_narrow(2, 0, masks.queries)
+}
+
+/// `z` without a pattern that anybody sees, `[batch, head, query, d_head]`; the scores never exist as a whole.
 pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
@@ -135,7 +181,15 @@ pub(crate) fn attend(
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
     let plain = masks.plain(block.kind);
-    let causal = plain && masks.queries > 1;
-    let bias = if plain { None } else { Some(masks.bias(block.kind)?) };
-    Tensor::f_scaled_dot_product_attention(queries, keys, values, bias, 0.0, causal, block.scale, false)
+    if !masks.fill_up {
+        let bias = if plain { None } else { Some(masks.bias(block.kind)?) };
+        let causal = plain && masks.queries > 1;
+        return Tensor::f_scaled_dot_product_attention(queries, keys, values, bias, 0.0, causal, block.scale, false);
+    }
+    // Causality hides the keys of the filling from all queries but those that see all keys.
+    let causal = plain && masks.queries == masks.keys;
+    let bias = if causal { None } else { Some(masks.filled_up_bias(block.kind)?) };
+    let (queries, keys, values) = (filled_up(queries, QUERIES)?, filled_up(keys, KEYS)?, filled_up(values, KEYS)?);
+    let z = Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, bias, 0.0, causal, block.scale, false)?;
+    z.f_narrow(2, 0, masks.queries)
 }

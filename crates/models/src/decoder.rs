@@ -60,7 +60,7 @@ pub(crate) fn run(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let config = model.config();
-    let (device, kind) = (model.parts().device(), model.parts().dtype().kind());
+    let device = model.parts().device();
     let cached = cache.as_ref().map_or(0, |cache| cache.len());
     let limits =
         Limits { vocabulary: config.vocabulary, positions: config.positions, d_model: config.d_model, cached, device };
@@ -73,7 +73,7 @@ pub(crate) fn run(
         deepest: observer.deepest(),
         observer,
         cache,
-        masks: Masks::new(config, &checked, cached, kind, device),
+        masks: Masks::new(model, &checked, cached),
         batch: checked.batch,
         length: checked.length,
         blocks_run: 0,
@@ -112,7 +112,7 @@ impl Run<'_> {
             self.blocks_run += 1;
             let next = if self.ends_in(Stage::Block(block)) { None } else { Some(weights::block(block + 1)) };
             let tensors = self.model.parts().get(weights::block(block), next).map_err(Error::from)?;
-            let weights = Block::take(self.model.config().family, tensors)?;
+            let weights = Block::take(self.model.config().family, self.model.numerics().alike_rows, tensors)?;
             x = self.block(block, &weights, x, attended)?;
             attended = false;
         }
@@ -121,7 +121,13 @@ impl Run<'_> {
 
     /// Shows a value to the observer; gives back the value to go on with.
     fn show(&mut self, site: Site, value: Tensor) -> Result<Tensor, Halt> {
+        Ok(self.show_and_tell(site, value)?.0)
+    }
+
+    /// As [`Run::show`], and whether the value to go on with is another.
+    fn show_and_tell(&mut self, site: Site, value: Tensor) -> Result<(Tensor, bool), Halt> {
         let mut value = value;
+        let mut replaced = false;
         if self.observer.wants(site) {
             let seen = self.observer.observe(site, &value);
             match seen.map_err(|source| Error::Observer { site: site.to_string(), source })? {
@@ -130,13 +136,14 @@ impl Run<'_> {
                 Action::Replace(other) => {
                     check_replacement(site, &value, &other)?;
                     value = other;
+                    replaced = true;
                 }
             }
         }
         // Not `==`: the deepest site may be one that this run passed before it began. A run that reaches the logits is whole,
         // and a cache keeps what it added.
         let ends = site != Site::LOGITS && self.deepest.is_some_and(|deepest| site >= deepest);
-        if ends { Err(Halt::Stop(site)) } else { Ok(value) }
+        if ends { Err(Halt::Stop(site)) } else { Ok((value, replaced)) }
     }
 
     /// Whether nothing after this stage is needed.
@@ -228,13 +235,22 @@ impl Run<'_> {
             (keys, values) = cache.extend(block, &keys, &values).at(at)?;
         }
         let settings = config.blocks.get(block).copied().ok_or_else(|| Error::BadStart { site: at.to_string() })?;
-        let z = if self.observer.wants(site(Point::Scores)) || self.observer.wants(at) {
+        let seen = self.observer.wants(site(Point::Scores)) || self.observer.wants(at);
+        // Gradients reach a pattern only if the values are multiplied by that very one.
+        let materialised = self.model.numerics().materialised_attention || seen && queries.requires_grad();
+        let mut pattern = None;
+        if seen || materialised {
             let scores = attention::scores(&queries, &keys, settings, config.attention_in_f32, &self.masks);
-            let scores = self.show(site(Point::Scores), scores.at(site(Point::Scores))?)?;
-            let pattern = queries.f_kind().and_then(|kind| attention::pattern(scores, kind)).at(at)?;
-            self.show(at, pattern)?.f_matmul(&values)
-        } else {
-            attention::attend(&queries, &keys, &values, settings, &self.masks)
+            let scores = scores.at(site(Point::Scores))?;
+            let (scores, scores_replaced) = self.show_and_tell(site(Point::Scores), scores)?;
+            let made = queries.f_kind().and_then(|kind| attention::pattern(scores, kind)).at(at)?;
+            let (made, replaced) = self.show_and_tell(at, made)?;
+            // Otherwise the run goes on as if nobody had looked.
+            pattern = Some(made).filter(|_| materialised || replaced || scores_replaced);
+        }
+        let z = match pattern {
+            Some(pattern) => attention::apply(&pattern, &values, &self.masks),
+            None => attention::attend(&queries, &keys, &values, settings, &self.masks),
         };
         let at = site(Point::Z);
         let z = z.and_then(|z| z.f_transpose(1, 2)).at(at)?;
@@ -265,7 +281,8 @@ impl Run<'_> {
             normed = normed.f_narrow(1, self.length - 1, 1).at(Site::LOGITS)?;
         }
         let unembedding = self.model.unembedding()?;
-        let logits = Factor::new(&normed).and_then(|x| x.times_transposed(&unembedding, None)).at(Site::LOGITS)?;
+        let factor = if self.model.numerics().alike_rows { Factor::alike(&normed) } else { Factor::new(&normed) };
+        let logits = factor.and_then(|x| x.times_transposed(&unembedding, None)).at(Site::LOGITS)?;
         self.show(Site::LOGITS, logits)
     }
 }

@@ -12,7 +12,9 @@ use tch::{Device, Kind, TchError, Tensor, utils};
 /// time. A libtorch without oneDNN does as it always does.
 pub struct Factor<'a> {
     x: &'a Tensor,
-    /// The same numbers as oneDNN holds them, `[n, in]`.
+    /// The one row of `x` twice, `[2, in]`, where it is to be computed as rows are.
+    doubled: Option<Tensor>,
+    /// The numbers to multiply as oneDNN holds them, `[n, in]`.
     prepared: Option<Tensor>,
 }
 
@@ -23,14 +25,31 @@ impl<'a> Factor<'a> {
     ///
     /// Whatever libtorch says, such as that memory is full.
     pub fn new(x: &'a Tensor) -> Result<Self, TchError> {
+        Self::from_rows(x, None)
+    }
+
+    /// As [`Factor::new`], but a single row gets the bits that it gets among others: for one row libtorch has other kernels,
+    /// which add in another order.
+    ///
+    /// # Errors
+    ///
+    /// As [`Factor::new`].
+    pub fn alike(x: &'a Tensor) -> Result<Self, TchError> {
+        let width = x.size().last().copied().unwrap_or(0);
+        let single = x.numel() as i64 == width && x.device() == Device::Cpu;
+        Self::from_rows(x, if single { Some(x.f_reshape([1, width])?.f_repeat([2, 1])?) } else { None })
+    }
+
+    fn from_rows(x: &'a Tensor, doubled: Option<Tensor>) -> Result<Self, TchError> {
         lowmem::prepare_libtorch();
         let width = x.size().last().copied().unwrap_or(0);
-        let prepared = if suits(x)? && width > 0 && utils::has_mkldnn() {
-            Some(x.f_reshape([-1, width])?.f_to_mkldnn(None)?)
+        let rows = doubled.as_ref().unwrap_or(x);
+        let prepared = if suits(rows)? && width > 0 && utils::has_mkldnn() {
+            Some(rows.f_reshape([-1, width])?.f_to_mkldnn(None)?)
         } else {
             None
         };
-        Ok(Self { x, prepared })
+        Ok(Self { x, doubled, prepared })
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]` and `bias` `[out]`; the result is `[.., out]`.
@@ -40,8 +59,8 @@ impl<'a> Factor<'a> {
     /// Whatever libtorch says, such as that shapes do not fit.
     pub fn times_transposed(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         match self.prepared_for(weight, bias)? {
-            Some(prepared) => self.finish(prepared.f_mkldnn_linear(weight, bias)?),
-            None => self.x.f_linear(weight, bias),
+            Some(prepared) => self.finish(prepared.f_mkldnn_linear(weight, bias)?.f_to_dense(None, false)?),
+            None => self.plain(weight, bias),
         }
     }
 
@@ -53,14 +72,23 @@ impl<'a> Factor<'a> {
     pub fn times(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         let Some(prepared) = self.prepared_for(weight, bias)? else {
             // A transposed view; libtorch turns it back when it multiplies, so nothing is copied.
-            return self.x.f_linear(&weight.f_transpose(0, 1)?, bias);
+            return self.plain(&weight.f_transpose(0, 1)?, bias);
         };
         // The gradient of `y = g wᵀ` with respect to `g`, with ours for the incoming one, is the product in this layout.
         let size = [prepared.size2()?.0, weight.size2()?.1];
-        let mut product = self.finish(Tensor::f_mkldnn_linear_backward_input(size, prepared, weight)?)?;
+        let product = Tensor::f_mkldnn_linear_backward_input(size, prepared, weight)?;
+        let mut product = self.finish(product.f_to_dense(None, false)?)?;
         match bias {
             Some(bias) => product.f_add_(bias),
             None => Ok(product),
+        }
+    }
+
+    /// By libtorch's own choice.
+    fn plain(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        match &self.doubled {
+            Some(doubled) => self.finish(doubled.f_linear(weight, bias)?),
+            None => self.x.f_linear(weight, bias),
         }
     }
 
@@ -69,13 +97,14 @@ impl<'a> Factor<'a> {
         Ok(self.prepared.as_ref().filter(|_| plain))
     }
 
-    /// The product as an ordinary tensor, with the outer dimensions of `x`.
+    /// The product, `[n, out]`, with the outer dimensions of `x`.
     fn finish(&self, product: Tensor) -> Result<Tensor, TchError> {
         let mut shape = self.x.size();
         if let Some(last) = shape.last_mut() {
             *last = product.size2()?.1;
         }
-        product.f_to_dense(None, false)?.f_view(shape.as_slice())
+        let product = if self.doubled.is_some() { product.f_narrow(0, 0, 1)? } else { product };
+        product.f_view(shape.as_slice())
     }
 }
 

@@ -27,6 +27,7 @@ mod family;
 mod generate;
 mod input;
 mod model;
+mod numerics;
 mod observer;
 mod random;
 mod sampling;
@@ -44,6 +45,7 @@ pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, g
 pub use input::{Input, LogitsAt};
 pub use lowmem::{first_line, prepare_libtorch};
 pub use model::Model;
+pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use sampling::Sampling;
 pub use site::{Point, Site, SiteInfo, Sites, Stage};

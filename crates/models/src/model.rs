@@ -6,7 +6,7 @@ use lowmem::{Checkpoint, LoadOptions, LoadReport, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Config, Error, Input, KvCache, Observer, Outcome, Result, Site, Sites, decoder, random,
+    Config, Error, Input, KvCache, Numerics, Observer, Outcome, Result, Site, Sites, decoder, random,
     weights::{self, Norm, Spelling},
 };
 
@@ -17,6 +17,7 @@ use crate::{
 pub struct Model {
     config: Config,
     parts: Parts,
+    numerics: Numerics,
 }
 
 impl Model {
@@ -46,7 +47,7 @@ impl Model {
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
         parts.report_ignored(ignored);
-        Ok(Self { config, parts })
+        Ok(Self { config, parts, numerics: Numerics::FAST })
     }
 
     /// A model over tensors in memory, named as `save_pretrained` names them (`transformer.h.0.ln_1.weight`).
@@ -56,7 +57,7 @@ impl Model {
     /// [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
     pub fn from_tensors(config: Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         let parts = Parts::from_tensors(tensors, weights::parts(&config, &Spelling::standard(&config)))?;
-        Ok(Self { config, parts })
+        Ok(Self { config, parts, numerics: Numerics::FAST })
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
@@ -77,6 +78,17 @@ impl Model {
         let parts = weights::parts(config, &Spelling::standard(config));
         let tensors = parts.into_iter().flat_map(|part| part.tensors);
         tensors.filter(|tensor| seen.insert(tensor.name.clone())).map(|tensor| (tensor.name, tensor.shape)).collect()
+    }
+
+    /// The same model computing in another way where there are several.
+    pub fn with_numerics(mut self, numerics: Numerics) -> Self {
+        self.numerics = numerics;
+        self
+    }
+
+    /// How it computes where there are several ways.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     /// Sizes and settings.

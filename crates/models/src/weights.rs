@@ -145,12 +145,14 @@ pub(crate) struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
     matrices: Matrices,
+    /// Whether a single row is computed as it is among others.
+    alike: bool,
 }
 
 impl Linear {
     /// `[.., in]` to `[.., out]`.
     pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let x = Factor::new(x)?;
+        let x = if self.alike { Factor::alike(x)? } else { Factor::new(x)? };
         match self.matrices {
             Matrices::OutIn => x.times_transposed(&self.weight, self.bias.as_ref()),
             Matrices::InOut => x.times(&self.weight, self.bias.as_ref()),
@@ -196,6 +198,7 @@ pub(crate) struct Block {
 /// Takes tensors in the order in which they were requested.
 struct Cursor {
     family: &'static Family,
+    alike: bool,
     tensors: std::vec::IntoIter<Tensor>,
 }
 
@@ -212,13 +215,13 @@ impl Cursor {
     fn linear(&mut self, spec: LinearSpec) -> Result<Linear> {
         let weight = self.tensor()?;
         let bias = if spec.bias { Some(self.tensor()?) } else { None };
-        Ok(Linear { weight, bias, matrices: self.family.matrices })
+        Ok(Linear { weight, bias, matrices: self.family.matrices, alike: self.alike })
     }
 }
 
 impl Block {
-    pub(crate) fn take(family: &'static Family, tensors: Vec<Tensor>) -> Result<Self> {
-        let mut cursor = Cursor { family, tensors: tensors.into_iter() };
+    pub(crate) fn take(family: &'static Family, alike: bool, tensors: Vec<Tensor>) -> Result<Self> {
+        let mut cursor = Cursor { family, alike, tensors: tensors.into_iter() };
         Ok(Self {
             norm_1: cursor.norm()?,
             query_key_value: match family.query_key_value {
@@ -237,6 +240,6 @@ impl Block {
 
 impl Norm {
     pub(crate) fn take(family: &'static Family, tensors: Vec<Tensor>) -> Result<Self> {
-        Cursor { family, tensors: tensors.into_iter() }.norm()
+        Cursor { family, alike: false, tensors: tensors.into_iter() }.norm()
     }
 }
