@@ -11,13 +11,13 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use clap::{
-    Args,
+    Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
 };
 use serde::Serialize;
 use transformer_utils::{
     lowmem::{Checkpoint, DtypeChoice, HubOptions, LoadOptions, Residency, Source},
-    models::{Config, Model},
+    models::{Config, Model, Numerics},
     tch::{Cuda, Device},
 };
 
@@ -56,6 +56,19 @@ pub struct ModelFlags {
         value_parser = named::<Residency>(&["auto", "mapped", "resident", "streamed"])
     )]
     pub residency: Residency,
+
+    /// How to compute where ways differ in the last bits, separated by commas [default: the fastest].
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "WAYS")]
+    pub numerics: Vec<Alike>,
+}
+
+/// A value of `--numerics`: which runs give the same bits at a cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Alike {
+    /// A single token (a step of generation) as among others.
+    AlikeRows,
+    /// Runs that replace attention patterns as those that do not.
+    MaterialisedAttention,
 }
 
 /// A parser that lists `names` in the help and makes a value of the one chosen.
@@ -184,6 +197,12 @@ impl ModelFlags {
         Ok(Checkpoint::find(&source, &options)?)
     }
 
+    fn chosen_numerics(&self) -> Numerics {
+        Numerics::FAST
+            .alike_rows(self.numerics.contains(&Alike::AlikeRows))
+            .materialised_attention(self.numerics.contains(&Alike::MaterialisedAttention))
+    }
+
     /// What the model is called in titles and reports.
     pub fn name(&self) -> String {
         let Some(asked) = &self.model else { return "tiny-gpt2".into() };
@@ -215,7 +234,7 @@ impl ModelFlags {
         let start = Instant::now();
         let options = self.load_options()?;
         let checkpoint = self.find_checkpoint()?;
-        let model = Model::open(&checkpoint, &options)?;
+        let model = Model::open(&checkpoint, &options)?.with_numerics(self.chosen_numerics());
         let load_ms = milliseconds(start);
         let load_private_mib = system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0));
         Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokens: OnceCell::new() })

@@ -4,6 +4,7 @@
 mod checkpoints;
 mod generate;
 mod golden;
+mod invariance;
 mod lens;
 mod memory;
 mod partial;
