@@ -278,6 +278,34 @@ fn threads_that_ask_together_place_once() {
     assert_eq!(parts.report().tensors_placed, 1);
 }
 
+#[test]
+fn a_gpu_gets_the_same_bits_or_is_said_to_be_missing() {
+    let original = tensors(Kind::Float);
+    let (_folder, path) = single(&original);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    let names: Vec<&str> = original.iter().map(|(name, _)| name.as_str()).collect();
+    for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16, Dtype::F64] {
+        for residency in [Residency::Resident, Residency::Streamed] {
+            for staging_bytes in [1, 200_000, 256 << 20] {
+                let dtype_choice = DtypeChoice::Fixed(dtype);
+                let (device, residency) = (Device::Cuda(0), residency);
+                let options =
+                    LoadOptions { device, dtype: dtype_choice, residency, staging_bytes, ..LoadOptions::default() };
+                let parts = Parts::new(&checkpoint, requests(&checkpoint, &[&names]), &options).unwrap();
+                let placed = parts.get(0, None);
+                if !tch::Cuda::is_available() {
+                    assert!(matches!(placed, Err(Error::Place { .. })), "{placed:?}");
+                    return;
+                }
+                let placed = placed.unwrap().into_iter().map(|tensor| tensor.to_device(Device::Cpu));
+                let placed: Vec<_> = names.iter().map(|&name| name.to_owned()).zip(placed).collect();
+                let expected = original.iter().map(|(name, tensor)| (name.clone(), tensor.to_kind(dtype.kind())));
+                assert_same(&placed, &expected.collect::<Vec<_>>());
+            }
+        }
+    }
+}
+
 /// A file larger than memory: a mapping of it may be refused, so rows and parts must come without one.
 #[test]
 #[cfg(target_os = "linux")]
