@@ -85,6 +85,23 @@ fn an_untied_head_must_be_there() {
 }
 
 #[test]
+fn both_matrices_of_a_tied_model_are_compared() {
+    let pair = vec![("lm_head.weight".to_owned(), "transformer.wte.weight".to_owned())];
+    let both: Vec<_> = cases().into_iter().filter(|case| case.name.contains("_both_")).collect();
+    assert_eq!(both.len(), 8);
+    for case in both {
+        let model = case.model(&LoadOptions::default());
+        let (report, tied) = (model.report(), case.name.ends_with("_equal"));
+        assert!(model.config().tied, "{}", case.name);
+        assert_eq!((report.tied == pair, report.untied == pair), (tied, !tied), "{}: {report:?}", case.name);
+        // One matrix or two, also for somebody who trains it.
+        let weights = model.trainable(0..model.parts().len()).unwrap();
+        let matrices = weights.iter().filter(|(name, _)| name.ends_with("wte.weight") || name == "lm_head.weight");
+        assert_eq!(matrices.count(), if tied { 1 } else { 2 }, "{}", case.name);
+    }
+}
+
+#[test]
 fn configs_that_fit_nothing_say_why() {
     let refused = |json: &str| Config::from_json(json).unwrap_err().to_string();
     let llama = refused(r#"{"model_type": "llama"}"#);

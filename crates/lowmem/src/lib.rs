@@ -26,6 +26,7 @@ mod bin_file;
 mod cache;
 mod checkpoint;
 mod choose;
+mod compare;
 mod dtype;
 mod error;
 mod files;

@@ -21,7 +21,9 @@ pub struct Model {
 
 impl Model {
     /// Opens a checkpoint: reads `config.json`, compares every tensor's name and shape with what the config implies, and
-    /// reads no weight.
+    /// reads no weight. One exception: where the config ties embedding and unembedding and the checkpoint holds both, they
+    /// are compared, up to the first difference. Equal ones are one matrix; others stay two, and
+    /// [`LoadReport::untied`] says so.
     ///
     /// # Errors
     ///

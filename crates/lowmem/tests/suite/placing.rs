@@ -347,3 +347,68 @@ fn tensors_in_memory_are_parts_too() {
     assert_eq!(parts.rows(0, 0, &Tensor::from_slice(&[3_i64])).unwrap(), weight.narrow(0, 3, 1));
     assert!(matches!(Parts::from_tensors(&tensors, request([2, 4])), Err(Error::Misshapen { .. })));
 }
+
+/// Opens two matrices that are to be tied.
+fn tie(path: &Path, options: &LoadOptions) -> Parts {
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let shape = checkpoint.index().get("head").unwrap().shape.clone();
+    let part = |tensor| PartRequest { label: "part".into(), tensors: vec![tensor] };
+    let parts = [TensorRequest::new("table", shape.clone()), TensorRequest::new("head", shape).tied_to("table")];
+    Parts::new(&checkpoint, parts.map(part).into(), options).unwrap()
+}
+
+#[test]
+fn the_values_decide_whether_tensors_are_tied() {
+    let table = numbers(&[5000, 700], 1);
+    let changed = |row: i64, value: f64| {
+        let head = table.copy();
+        let _ = head.get(row).get(3).fill_(value);
+        head
+    };
+    let pair = vec![("head".to_owned(), "table".to_owned())];
+    let whole = 2 * 5000 * 700 * 4;
+    // The head, whether it is the table, and the most and fewest bytes that seeing this takes.
+    let cases = [
+        (table.copy(), true, whole..=whole),
+        (changed(0, 2.0), false, 1..=2 << 16),
+        (changed(4999, 2.0), false, whole / 2..=whole),
+        (changed(7, f64::NAN), false, 1..=2 << 16),
+    ];
+    for (head, same, read) in cases {
+        let (_folder, path) = single(&[("head".into(), head.shallow_clone()), ("table".into(), table.shallow_clone())]);
+        for residency in ALL {
+            let parts = tie(&path, &LoadOptions { residency, ..LoadOptions::default() });
+            let report = parts.report();
+            assert!(read.contains(&report.bytes_read), "{read:?} {report:?}");
+            assert_eq!((report.tied == pair, report.untied == pair), (same, !same), "{report:?}");
+            assert_eq!(report.tensors, if same { 1 } else { 2 });
+            let placed = [parts.get(0, None).unwrap().remove(0), parts.get(1, None).unwrap().remove(0)];
+            assert!(placed[0].equal(&table));
+            assert!(placed[1].allclose(&head, 0.0, 0.0, true));
+            let one = residency != Residency::Streamed && same;
+            assert_eq!(placed[0].data_ptr() == placed[1].data_ptr(), one, "{residency}");
+            assert_eq!(parts.names(1).unwrap(), [if same { "table" } else { "head" }]);
+        }
+    }
+}
+
+#[test]
+fn tensors_are_tied_in_the_dtype_of_the_run() {
+    let head = numbers(&[40, 30], 1).to_kind(Kind::BFloat16);
+    let table = head.to_kind(Kind::Float) * (1.0 + 1e-4);
+    let (_folder, path) = single(&[("head".into(), head), ("table".into(), table)]);
+    for (dtype, same) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
+        let parts = tie(&path, &LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() });
+        assert_eq!(parts.report().tied.len() == 1, same);
+        let placed = [parts.get(0, None).unwrap().remove(0), parts.get(1, None).unwrap().remove(0)];
+        assert_eq!((placed[0].kind(), placed[1].kind()), (dtype.kind(), dtype.kind()));
+        assert_eq!(placed[0].equal(&placed[1]), same);
+    }
+    // Equal values of two dtypes are one tensor, which can then be mapped.
+    let table = numbers(&[40, 30], 1).to_kind(Kind::BFloat16);
+    let (_folder, path) =
+        single(&[("head".into(), table.shallow_clone()), ("table".into(), table.to_kind(Kind::Float))]);
+    let parts = tie(&path, &LoadOptions::default());
+    assert_eq!((parts.dtype(), parts.residency()), (Dtype::F32, Residency::Mapped));
+    assert!(parts.get(1, None).unwrap()[0].equal(&table.to_kind(Kind::Float)));
+}
