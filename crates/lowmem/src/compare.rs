@@ -48,7 +48,7 @@ impl<'a> Pieces<'a> {
     fn new(files: &Files, info: &'a TensorInfo) -> Result<Self> {
         let view = if info.strides.is_some() { Some(files.view(info)?) } else { None };
         let rows = info.shape.first().map_or(1, |&rows| rows as u64);
-        let columns = if rows == 0 { 0 } else { info.elements() / rows };
+        let columns = info.elements().checked_div(rows).unwrap_or(0);
         Ok(Self { info, file: files.open(info)?, view, rows, columns })
     }
 

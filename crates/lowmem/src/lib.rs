@@ -45,14 +45,16 @@ mod report;
 mod safetensors_file;
 mod save;
 mod source;
+mod write;
 
 pub use checkpoint::Checkpoint;
 pub use dtype::Dtype;
 pub use error::{Error, Result, first_line, nearest};
 pub use index::{Index, TensorInfo, WeightFile};
 pub use memory::available_memory;
-pub use options::{DtypeChoice, LoadOptions, Residency};
+pub use options::{DtypeChoice, ExtraTensors, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, TensorRequest};
 pub use report::{LoadReport, NoProgress, Progress};
 pub use save::{save_bin, save_safetensors};
 pub use source::{HubOptions, Source};
+pub use write::write_file;

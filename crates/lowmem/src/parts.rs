@@ -178,6 +178,7 @@ impl Parts {
             staging_peak: 0,
             seconds: 0.0,
             ignored: Vec::new(),
+            extra: Vec::new(),
             tied,
             untied,
         };
@@ -245,6 +246,7 @@ impl Parts {
             staging_peak: 0,
             seconds: 0.0,
             ignored: Vec::new(),
+            extra: Vec::new(),
             tied: Vec::new(),
             untied: Vec::new(),
         };
@@ -297,9 +299,11 @@ impl Parts {
         lock(&self.shared.state).report.clone()
     }
 
-    /// Says in the report that these tensors of the checkpoint are not used.
-    pub fn report_ignored(&self, names: Vec<String>) {
-        lock(&self.shared.state).report.ignored = names;
+    /// Says in the report which tensors of the checkpoint are not used: `ignored` are known to be no weights, `extra` are not
+    /// known.
+    pub fn report_unused(&self, ignored: Vec<String>, extra: Vec<String>) {
+        let mut state = lock(&self.shared.state);
+        (state.report.ignored, state.report.extra) = (ignored, extra);
     }
 
     /// The tensors of `part` in the order in which they were requested, placing them if they are not.

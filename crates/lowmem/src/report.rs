@@ -65,6 +65,8 @@ pub struct LoadReport {
     pub seconds: f64,
     /// Tensors of the checkpoint that are known not to be weights.
     pub ignored: Vec<String>,
+    /// Tensors of the checkpoint that no part of the model uses and that nothing is known about.
+    pub extra: Vec<String>,
     /// Pairs (name, name whose storage it shares).
     pub tied: Vec<(String, String)>,
     /// Pairs (name, name it was to be tied to) that the checkpoint holds with different values. Each is used as it is.

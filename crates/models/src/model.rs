@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lowmem::{Checkpoint, LoadOptions, LoadReport, Parts};
+use lowmem::{Checkpoint, ExtraTensors, LoadOptions, LoadReport, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -27,8 +27,9 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`],
-    /// [`lowmem::Error::Misshapen`] or [`lowmem::Error::ExtraTensors`] naming the tensor.
+    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`] or
+    /// [`lowmem::Error::Misshapen`] naming the tensor; with [`ExtraTensors::Refuse`] also
+    /// [`lowmem::Error::ExtraTensors`].
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
@@ -43,11 +44,11 @@ impl Model {
         let names = checkpoint.index().tensors.keys();
         let extra: Vec<String> = names.filter(|name| !known.contains(name.as_str())).cloned().collect();
         let parts = Parts::new(checkpoint, requests, options)?;
-        if !extra.is_empty() {
+        if !extra.is_empty() && options.extra_tensors == ExtraTensors::Refuse {
             let checkpoint = checkpoint.path().to_owned();
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
-        parts.report_ignored(ignored);
+        parts.report_unused(ignored, extra);
         Ok(Self { config, parts })
     }
 
