@@ -36,14 +36,14 @@ fn tensors_that_are_not_used_are_noted_or_refused() {
     let load = ["--model", &model, "--device", "cpu", "--json", &report.display().to_string()];
     assert!(succeed("load", &load).contains("score.weight"));
     assert_eq!(json(&report)["extra"], serde_json::json!(["score.weight"]));
-    let generate = ["--model", &model, "--device", "cpu", "--ids", "1,2", "--max-new-tokens", "1"];
+    let generate = ["--model", &model, "--device", "cpu", "--ids", "1,2", "--max-tokens", "1"];
     let note = errors("generate", &generate);
     assert!(note.starts_with("note: ") && note.contains("score.weight") && note.contains("--strict"), "{note}");
     assert_eq!(note.lines().count(), 1, "{note}");
     let line = refuse("generate", &[&generate[..], &["--strict"]].concat());
     assert!(line.contains("score.weight"), "{line}");
     let plain = golden("gpt2_plain");
-    let generate = ["--model", &plain, "--device", "cpu", "--ids", "1,2", "--max-new-tokens", "1", "--strict"];
+    let generate = ["--model", &plain, "--device", "cpu", "--ids", "1,2", "--max-tokens", "1", "--strict"];
     assert_eq!(errors("generate", &generate), "");
 }
 
