@@ -57,11 +57,13 @@ child!(modes_child, |variables: &dyn Fn(&str) -> String| {
 fn files_have_the_mode_that_the_umask_says() {
     #[cfg(feature = "hub")]
     let hub = crate::hub_files::single();
+    #[cfg(feature = "hub")]
+    let endpoint = hub.endpoint.as_str();
+    #[cfg(not(feature = "hub"))]
+    let endpoint = "";
     for umask in ["000", "022", "027", "077"] {
         let command = ["sh", "-c", "umask $TEST_UMASK; exec \"$0\" \"$@\""];
-        let mut variables = vec![("TEST_UMASK", umask)];
-        #[cfg(feature = "hub")]
-        variables.push(("TEST_ENDPOINT", &hub.endpoint));
+        let variables = [("TEST_UMASK", umask), ("TEST_ENDPOINT", endpoint)];
         let test = "written_files::modes_child";
         assert_passed(test, &in_child_under(&command, test, &variables));
     }
