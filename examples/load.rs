@@ -63,7 +63,9 @@ fn run(flags: Flags) -> Result<()> {
         private_mib: system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0)),
         peak_rss_mib: system::peak_resident_mib(),
         ignored: load.ignored.clone(),
+        extra: load.extra.clone(),
         tied: load.tied.clone(),
+        untied: load.untied.clone(),
     };
     if let Some(json) = &flags.json {
         output::write_json(json, &report)?;
@@ -90,7 +92,9 @@ struct Report {
     private_mib: Option<f64>,
     peak_rss_mib: Option<f64>,
     ignored: Vec<String>,
+    extra: Vec<String>,
     tied: Vec<(String, String)>,
+    untied: Vec<(String, String)>,
 }
 
 impl Report {
@@ -101,14 +105,16 @@ impl Report {
             1..=3 => names.join(", "),
             count => format!("{}, ... ({count})", names[..3].join(", ")),
         };
-        let tied = load.tied.iter().map(|(name, first)| format!("{name} = {first}")).collect();
+        let pairs = |pairs: &[(String, String)], sign: &str| {
+            some(pairs.iter().map(|(name, other)| format!("{name} {sign} {other}")).collect())
+        };
         // Mapping a file is no reading of it.
         let speed = if self.bytes_allocated > 0 || self.placement.residency == "streamed" {
             format!(", {:.2} GB/s", self.place_gigabytes_per_second)
         } else {
             String::new()
         };
-        let pairs = [
+        let lines = [
             ("residency", format!("{}: {}", load.residency, load.reason)),
             ("files", self.files.to_string()),
             ("tensors", format!("{} of {} placed", self.tensors_placed, self.tensors)),
@@ -121,8 +127,10 @@ impl Report {
             ("private memory", mib(self.private_mib)),
             ("peak resident memory", mib(self.peak_rss_mib)),
             ("ignored", some(self.ignored.clone())),
-            ("tied", some(tied)),
+            ("extra, not used", some(self.extra.clone())),
+            ("tied", pairs(&load.tied, "=")),
+            ("not tied, they differ", pairs(&load.untied, "and")),
         ];
-        format!("{}\n\n{}", self.placement, table::pairs(&pairs))
+        format!("{}\n\n{}", self.placement, table::pairs(&lines))
     }
 }

@@ -206,14 +206,20 @@ fn run(flags: Flags) -> Result<()> {
     ))?;
 
     let context = || format!("cannot write in {}", parent.display());
-    let folder = tempfile::Builder::new().prefix(".synth").tempdir_in(&parent).with_context(context)?;
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    {
+        // A temporary folder is private; this one gets the mode that any new folder has.
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o777));
+    }
+    let folder = builder.prefix(".synth").tempdir_in(&parent).with_context(context)?;
     write_weights(folder.path(), &tensors, &flags, bytes)?;
     output::write(&folder.path().join("config.json"), config_text.as_bytes())?;
     if let Some(tokenizer) = &flags.tokenizer {
         let bytes = fs::read(tokenizer).with_context(|| format!("cannot read {}", tokenizer.display()))?;
         output::write(&folder.path().join("tokenizer.json"), &bytes)?;
     }
-    output::set_folder_mode(folder.path())?;
     let finished = folder.path().to_owned();
     fs::rename(&finished, out).with_context(|| format!("cannot make {}", out.display()))?;
     // The temporary folder has become the checkpoint; there is nothing left to remove.

@@ -16,7 +16,7 @@ use clap::{
 };
 use serde::Serialize;
 use transformer_utils::{
-    lowmem::{Checkpoint, DtypeChoice, HubOptions, LoadOptions, Residency, Source},
+    lowmem::{Checkpoint, DtypeChoice, ExtraTensors, HubOptions, LoadOptions, LoadReport, Residency, Source},
     models::{Config, Model, Numerics},
     tch::{Cuda, Device},
 };
@@ -56,6 +56,10 @@ pub struct ModelFlags {
         value_parser = named::<Residency>(&["auto", "mapped", "resident", "streamed"])
     )]
     pub residency: Residency,
+
+    /// Refuse a checkpoint that holds tensors the model does not use, instead of saying so.
+    #[arg(long)]
+    pub strict: bool,
 
     /// How to compute where ways differ in the last bits, separated by commas [default: the fastest].
     #[arg(long, value_enum, value_delimiter = ',', value_name = "WAYS")]
@@ -223,22 +227,38 @@ impl ModelFlags {
             device: self.device.resolve()?,
             dtype: self.dtype,
             residency: self.residency,
+            extra_tensors: if self.strict { ExtraTensors::Refuse } else { ExtraTensors::Report },
             progress: Arc::new(LoadBar::default()),
             ..LoadOptions::default()
         })
     }
 
-    /// Opens the model. Headers are read and checked; no weight is.
+    /// Opens the model. Headers are read and checked; no weight is. What is odd about the checkpoint is said on standard
+    /// error.
     pub fn open(&self) -> Result<Opened> {
         let before = system::private_mib();
         let start = Instant::now();
         let options = self.load_options()?;
         let checkpoint = self.find_checkpoint()?;
         let model = Model::open(&checkpoint, &options)?.with_numerics(self.chosen_numerics());
+        notes(&model.report()).iter().for_each(|note| eprintln!("note: {note}"));
         let load_ms = milliseconds(start);
         let load_private_mib = system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0));
         Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokens: OnceCell::new() })
     }
+}
+
+/// What somebody should know about a checkpoint who expects it to be as its config says.
+fn notes(report: &LoadReport) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let [first, rest @ ..] = &report.extra[..] {
+        let more = if rest.is_empty() { String::new() } else { format!(" and {} more tensors", rest.len()) };
+        notes.push(format!("the checkpoint holds {first}{more}, which the model does not use; --strict refuses that"));
+    }
+    for (name, other) in &report.untied {
+        notes.push(format!("{name} and {other} differ, so they are not tied, whatever config.json says"));
+    }
+    notes
 }
 
 /// Milliseconds since `start`.

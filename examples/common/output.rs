@@ -1,11 +1,9 @@
 //! Files that are written whole or not at all.
 
-use std::{
-    io::Write,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use transformer_utils::lowmem::write_file;
 
 /// Refuses an output file whose folder does not exist or cannot be written, before any work is done for it.
 pub fn check_writable(path: &Path) -> anyhow::Result<()> {
@@ -25,28 +23,7 @@ pub fn check_folder(path: &Path) -> anyhow::Result<()> {
 
 /// Writes `bytes` to a temporary file beside `path` and renames it.
 pub fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let context = || format!("cannot write {}", path.display());
-    let mut file = tempfile::NamedTempFile::new_in(folder_of(path)).with_context(context)?;
-    file.write_all(bytes).with_context(context)?;
-    #[cfg(unix)]
-    {
-        // A temporary file is private; what people ask for gets the mode that any new file has.
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644)).with_context(context)?;
-    }
-    file.persist(path).with_context(context)?;
-    Ok(())
-}
-
-/// Gives a temporary folder the mode that any new folder has.
-pub fn set_folder_mode(folder: &Path) -> anyhow::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder, mode).with_context(|| format!("cannot write {}", folder.display()))?;
-    }
-    Ok(())
+    write_file(path, bytes).with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Writes `value` as indented JSON.

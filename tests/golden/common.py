@@ -94,6 +94,17 @@ def with_buffers(weights, config, bias_dtype=torch.float32):
     return weights
 
 
+def with_other_head(weights):
+    """Adds a head that is not the embedding, whatever the config says."""
+    wte = weights["transformer.wte.weight"]
+    return {**weights, "lm_head.weight": 0.8 * wte.roll(1, 0) + 0.1}
+
+
+def with_same_head(weights, config):
+    """Adds the tied head as values of its own."""
+    return {**weights, "lm_head.weight": weights["transformer.wte.weight"].clone()}
+
+
 def as_views(weights, config):
     """The same values behind shared storages, strides and offsets, as state dicts sometimes are."""
     flat = torch.cat([torch.full((5,), 7.0)] + [v.flatten() for k, v in weights.items() if ".h.0." in k])

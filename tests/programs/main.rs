@@ -3,6 +3,7 @@
 
 mod activations;
 mod bad_input;
+mod checkpoints;
 mod generate;
 mod many_texts;
 mod program;

@@ -4,8 +4,8 @@ use std::{collections::HashMap, fs, path::Path};
 
 use tempfile::TempDir;
 use transformer_utils::{
-    lowmem::{self, Checkpoint, LoadOptions},
-    models::{Config, Error, Model},
+    lowmem::{self, Checkpoint, ExtraTensors, LoadOptions},
+    models::{Config, Error, Input, Model, NoObserver},
     tch::Tensor,
 };
 
@@ -13,6 +13,12 @@ use crate::support::{cases, tensors};
 
 /// A copy of the plain case with its tensors changed.
 fn changed(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (TempDir, Result<Model, Error>) {
+    let folder = write_changed(change);
+    let model = open(folder.path());
+    (folder, model)
+}
+
+fn write_changed(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> TempDir {
     let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
     let folder = tempfile::tempdir().unwrap();
     let mut weights = tensors(&case.folder.join("model.safetensors"));
@@ -20,8 +26,7 @@ fn changed(change: impl FnOnce(&mut HashMap<String, Tensor>)) -> (TempDir, Resul
     let weights: Vec<(String, Tensor)> = weights.into_iter().collect();
     lowmem::save_safetensors(&folder.path().join("model.safetensors"), &weights).unwrap();
     fs::copy(case.folder.join("config.json"), folder.path().join("config.json")).unwrap();
-    let model = open(folder.path());
-    (folder, model)
+    folder
 }
 
 fn open(folder: &Path) -> Result<Model, Error> {
@@ -48,15 +53,51 @@ fn a_missing_tensor_is_named_with_its_shape_and_the_nearest() {
     assert!(nearest.contains(&"transformer.h.2.mlp.c_prj.weight".to_owned()), "{nearest:?}");
 }
 
+/// What a fine-tuned checkpoint holds besides: a classifier's head, a value head, a block too many.
+const EXTRA: [&str; 4] =
+    ["score.weight", "transformer.h.3.ln_1.weight", "v_head.summary.bias", "v_head.summary.weight"];
+
+fn insert_extra(weights: &mut HashMap<String, Tensor>) {
+    weights.extend(EXTRA.map(|name| (name.to_owned(), Tensor::from_slice(&[1.0_f32]))));
+}
+
 #[test]
-fn an_extra_tensor_is_named() {
-    let (_folder, model) = changed(|weights| {
-        weights.insert("transformer.h.3.ln_1.weight".into(), Tensor::from_slice(&[1.0_f32]));
-    });
+fn extra_tensors_are_reported_and_change_nothing() {
+    let (_folder, model) = changed(insert_extra);
+    let model = model.unwrap();
+    assert_eq!(model.report().extra, EXTRA);
+    let (_folder, plain) = changed(|_| {});
+    let plain = plain.unwrap();
+    assert!(plain.report().extra.is_empty());
+    let logits = |model: &Model| {
+        let input = Input::from_rows(&[[3, 1, 4, 1, 5]]).unwrap();
+        model.forward(&input, &mut NoObserver).unwrap().logits.unwrap()
+    };
+    assert!(logits(&model).equal(&logits(&plain)));
+}
+
+#[test]
+fn extra_tensors_are_named_where_they_are_refused() {
+    let folder = write_changed(insert_extra);
+    let strict = LoadOptions { extra_tensors: ExtraTensors::Refuse, ..LoadOptions::default() };
+    let model = Model::open(&Checkpoint::open(folder.path()).unwrap(), &strict);
     let Err(Error::Weights(lowmem::Error::ExtraTensors { tensors, .. })) = model else {
         panic!("not refused as extra")
     };
-    assert_eq!(tensors, ["transformer.h.3.ln_1.weight"]);
+    assert_eq!(tensors, EXTRA);
+}
+
+#[test]
+fn a_checkpoint_of_other_names_is_no_model_with_extra_tensors() {
+    let (_folder, model) = changed(|weights| {
+        *weights =
+            weights.drain().map(|(name, tensor)| (name.replace("transformer.h", "gpt.layers"), tensor)).collect();
+    });
+    let Err(Error::Weights(lowmem::Error::MissingTensor { tensor, nearest, .. })) = model else {
+        panic!("not refused as missing")
+    };
+    assert!(tensor.starts_with("transformer.h.0."), "{tensor}");
+    assert!(!nearest.is_empty());
 }
 
 #[test]
@@ -82,6 +123,23 @@ fn an_untied_head_must_be_there() {
     fs::write(folder.path().join("config.json"), untied).unwrap();
     let error = open(folder.path()).err().unwrap().to_string();
     assert!(error.contains("lm_head.weight") && error.contains("missing"), "{error}");
+}
+
+#[test]
+fn both_matrices_of_a_tied_model_are_compared() {
+    let pair = vec![("lm_head.weight".to_owned(), "transformer.wte.weight".to_owned())];
+    let both: Vec<_> = cases().into_iter().filter(|case| case.name.contains("_both_")).collect();
+    assert_eq!(both.len(), 8);
+    for case in both {
+        let model = case.model(&LoadOptions::default());
+        let (report, tied) = (model.report(), case.name.ends_with("_equal"));
+        assert!(model.config().tied, "{}", case.name);
+        assert_eq!((report.tied == pair, report.untied == pair), (tied, !tied), "{}: {report:?}", case.name);
+        // One matrix or two, also for somebody who trains it.
+        let weights = model.trainable(0..model.parts().len()).unwrap();
+        let matrices = weights.iter().filter(|(name, _)| name.ends_with("wte.weight") || name == "lm_head.weight");
+        assert_eq!(matrices.count(), if tied { 1 } else { 2 }, "{}", case.name);
+    }
 }
 
 #[test]

@@ -85,14 +85,10 @@ impl CacheEntry {
     }
 }
 
-/// Writes a small file, all of it or nothing.
 #[cfg(feature = "hub")]
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    create_folder(parent)?;
-    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = fs::write(&temporary, bytes).and_then(|()| fs::rename(&temporary, path));
-    written.map_err(|source| Error::Io { path: path.to_owned(), source })
+    create_folder(path.parent().unwrap_or(Path::new(".")))?;
+    crate::write_file(path, bytes)
 }
 
 #[cfg(feature = "hub")]

@@ -61,6 +61,16 @@ pub enum Error {
         /// What is wrong and what to do.
         problem: String,
     },
+    /// The bytes of a download are not those that the Hub promised. They have been removed.
+    #[error("{url}: what came has the SHA-256 {found}, the Hub promised {expected}; it has been removed, run it again")]
+    Digest {
+        /// The address that was asked for.
+        url: String,
+        /// The SHA-256 that the Hub gave, 64 hexadecimal digits.
+        expected: String,
+        /// That of the bytes that came.
+        found: String,
+    },
     /// A revision that cannot name a branch, tag or commit.
     #[error("{id}: {revision:?} is not a revision")]
     Revision {

@@ -3,7 +3,12 @@
 //! A file's address (`ENDPOINT/ID/resolve/COMMIT/FILE`) answers with its commit, its ETag and a redirect to where its
 //! bytes are, which is also how files in Xet storage come to plain HTTP clients. Bytes are asked for by range from where
 //! an earlier try ended, whoever made it and however it ended, and appended to `blobs/ETAG.incomplete`; only when their
-//! number is right does the file get its name. The token is sent to the endpoint alone, never along a redirect.
+//! number and their digest are right does the file get its name. The token is sent to the endpoint alone, never along a
+//! redirect.
+//!
+//! The digest is known for large files (weights): their ETag is their SHA-256. That of a small one is said to be a hash that
+//! Git makes, but an endpoint other than the Hub (`HF_ENDPOINT`) puts other 40 digits there, and a file that is good would be
+//! refused. Small files come in one piece and are parsed at once.
 
 use std::{
     fs::{self, File},
@@ -13,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use sha2::{Digest, Sha256};
 use ureq::{Agent, Body, http::Response};
 
 use crate::{
@@ -45,6 +51,68 @@ struct Answer {
     response: Response<Body>,
     commit: Option<String>,
     etag: Option<String>,
+    /// The SHA-256 of the file, 64 hexadecimal digits, where the endpoint gives it.
+    sha256: Option<String>,
+}
+
+/// A download that may have been begun by somebody else.
+struct Partial {
+    path: PathBuf,
+    output: File,
+    /// Bytes that are there.
+    have: u64,
+    /// Of these bytes.
+    hash: Sha256,
+}
+
+impl Partial {
+    /// What is there of a file of `bytes`.
+    fn open(path: &Path, bytes: u64) -> Result<Self> {
+        let io = |source| Error::Io { path: path.to_owned(), source };
+        let output = File::options().read(true).append(true).create(true).open(path).map_err(io)?;
+        let have = output.metadata().map_err(io)?.len();
+        let mut partial = Self { path: path.to_owned(), output, have, hash: Sha256::new() };
+        if have > bytes {
+            partial.restart()?;
+        } else {
+            // Whoever wrote these may have been cut off in the middle of a page.
+            io::copy(&mut partial.output, &mut partial.hash).map_err(io)?;
+        }
+        Ok(partial)
+    }
+
+    fn error(&self) -> impl Fn(io::Error) -> Error {
+        let path = &self.path;
+        move |source| Error::Io { path: path.clone(), source }
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.output.set_len(0).map_err(self.error())?;
+        (self.have, self.hash) = (0, Sha256::new());
+        Ok(())
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.output.write_all(bytes).map_err(self.error())?;
+        self.hash.update(bytes);
+        self.have += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Checks the whole file and makes it safe; `expected` is its SHA-256, where that is known.
+    fn finish(self, url: &str, expected: Option<&str>) -> Result<()> {
+        // The name must not appear before the bytes are safe.
+        self.output.sync_all().map_err(self.error())?;
+        let found = format!("{:x}", self.hash.finalize());
+        match expected.filter(|expected| !expected.eq_ignore_ascii_case(&found)) {
+            None => Ok(()),
+            Some(expected) => {
+                // Best effort: where it stays it is refused again.
+                let _ = fs::remove_file(&self.path);
+                Err(Error::Digest { url: url.to_owned(), expected: expected.to_owned(), found })
+            }
+        }
+    }
 }
 
 /// Why a try failed.
@@ -111,6 +179,7 @@ impl Hub {
         let Some(bytes) = total_bytes(&answer.response) else {
             return Err(bad_answer(&url, "the answer does not say how large the file is"));
         };
+        let sha256 = answer.sha256.clone();
         drop(answer);
         let blobs = entry.root.join("blobs");
         let (blob, path) = (blobs.join(&etag), entry.snapshot(commit).join(file));
@@ -120,7 +189,7 @@ impl Hub {
         let _lock = lock(&entry.root, &etag)?;
         if fs::metadata(&blob).map_or(true, |found| found.len() != bytes) {
             let part = blobs.join(format!("{etag}.incomplete"));
-            self.download(&url, file, bytes, &part)?;
+            self.download(&url, file, bytes, &part, sha256.as_deref())?;
             fs::rename(&part, &blob).map_err(|source| Error::Io { path: blob.clone(), source })?;
         }
         link(&blob, &path)?;
@@ -161,58 +230,42 @@ impl Hub {
         format!("{}/{}/resolve/{}/{}", self.endpoint, entry.id, escape(revision), escape(file))
     }
 
-    /// Appends what is missing of `bytes` to `part`.
-    fn download(&self, url: &str, file: &str, bytes: u64, part: &Path) -> Result<()> {
-        let io = |source| Error::Io { path: part.to_owned(), source };
-        let mut output = File::options().append(true).create(true).open(part).map_err(io)?;
-        let mut have = output.metadata().map_err(io)?.len();
-        if have > bytes {
-            output.set_len(0).map_err(io)?;
-            have = 0;
-        }
-        self.progress.download_begin(file, bytes, have);
+    /// Appends what is missing of `bytes` to the file at `part`, and checks the whole.
+    fn download(&self, url: &str, file: &str, bytes: u64, part: &Path, sha256: Option<&str>) -> Result<()> {
+        let mut part = Partial::open(part, bytes)?;
+        self.progress.download_begin(file, bytes, part.have);
         let mut failures = 0;
-        while have < bytes {
-            let before = have;
-            match self.continue_download(url, file, bytes, &mut output, &mut have, part) {
+        while part.have < bytes {
+            let before = part.have;
+            match self.continue_download(url, file, bytes, &mut part) {
                 Ok(()) => {}
                 Err(Failure::Final(error)) => return Err(error),
                 Err(Failure::Passing(problem)) => {
-                    failures = if have > before { 0 } else { failures + 1 };
+                    failures = if part.have > before { 0 } else { failures + 1 };
                     self.wait(url, failures, problem)?;
                 }
             }
         }
-        // The name must not appear before the bytes are safe.
-        output.sync_all().map_err(io)?;
+        part.finish(url, sha256)?;
         self.progress.download_end(file);
         Ok(())
     }
 
-    fn continue_download(
-        &self,
-        url: &str,
-        file: &str,
-        bytes: u64,
-        output: &mut File,
-        have: &mut u64,
-        part: &Path,
-    ) -> Result<(), Failure> {
-        let io = |source| Failure::Final(Error::Io { path: part.to_owned(), source });
-        let mut answer = check(url, self.follow(url, Some((*have, bytes - 1)))?, |_| false)?.response;
-        if answer.status() != 206 || range_begin(&answer) != Some(*have) {
+    fn continue_download(&self, url: &str, file: &str, bytes: u64, part: &mut Partial) -> Result<(), Failure> {
+        let mut answer = check(url, self.follow(url, Some((part.have, bytes - 1)))?, |_| false)?.response;
+        if answer.status() != 206 || range_begin(&answer) != Some(part.have) {
             // A server that cannot continue sends everything.
             if answer.status() != 200 {
                 return Err(bad_answer(url, "the answer is not the range that was asked for").into());
             }
-            output.set_len(0).map_err(io)?;
-            *have = 0;
+            part.restart()?;
         }
         let mut body = answer.body_mut().as_reader();
         let mut buffer = vec![0; STEP];
-        while *have < bytes {
-            let limit = (bytes - *have).min(STEP as u64) as usize;
+        while part.have < bytes {
+            let limit = (bytes - part.have).min(STEP as u64) as usize;
             let target = buffer.get_mut(..limit).unwrap_or_default();
+            let have = part.have;
             let count = match body.read(target) {
                 Ok(0) => return Err(Failure::Passing(format!("the connection ended after {have} of {bytes} bytes"))),
                 Ok(count) => count,
@@ -223,8 +276,7 @@ impl Hub {
                     )));
                 }
             };
-            output.write_all(target.get(..count).unwrap_or_default()).map_err(io)?;
-            *have += count as u64;
+            part.append(target.get(..count).unwrap_or_default())?;
             self.progress.downloaded(file, count as u64);
         }
         Ok(())
@@ -285,9 +337,12 @@ impl Hub {
             match (response.status().is_redirection(), header("location")) {
                 (true, Some(location)) => at = join(&at, &location),
                 _ => {
-                    let etag = etag.or_else(|| header("etag"));
-                    let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
-                    return Ok(Answer { response, commit, etag });
+                    let plain = |etag: String| etag.trim_start_matches("W/").trim_matches('"').to_owned();
+                    let promised = etag.map(plain);
+                    let etag = promised.clone().or_else(|| header("etag").map(plain));
+                    // What another host calls its bytes need not be their digest.
+                    let sha256 = promised.filter(|etag| is_sha256(etag));
+                    return Ok(Answer { response, commit, etag, sha256 });
                 }
             }
         }
@@ -341,6 +396,10 @@ fn total_bytes(response: &Response<Body>) -> Option<u64> {
 fn range_begin(response: &Response<Body>) -> Option<u64> {
     let range = response.headers().get("content-range")?.to_str().ok()?;
     range.trim().strip_prefix("bytes")?.trim().split('-').next()?.parse().ok()
+}
+
+fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
 fn bad_answer(url: &str, problem: &str) -> Error {

@@ -80,6 +80,17 @@ impl FromStr for DtypeChoice {
     }
 }
 
+/// What becomes of a checkpoint that holds tensors which no part of a model asks for, such as the `score.weight` of a
+/// fine-tuned classifier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExtraTensors {
+    /// It opens, and [`LoadReport::extra`](crate::LoadReport::extra) names them.
+    #[default]
+    Report,
+    /// It is refused: [`Error::ExtraTensors`](crate::Error::ExtraTensors).
+    Refuse,
+}
+
 /// How to place the tensors of a checkpoint.
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -94,6 +105,9 @@ pub struct LoadOptions {
     /// Most bytes of weights that [`Residency::Streamed`] holds at once: of the part in use and the one prefetched. A
     /// part that does not fit beside the other is placed when it is asked for. `None`: half of the available memory.
     pub budget_bytes: Option<u64>,
+    /// What the model does with tensors that it does not use. [`Parts`](crate::Parts) alone, which may be a part of a model,
+    /// asks nobody.
+    pub extra_tensors: ExtraTensors,
     /// Told as tensors are placed.
     pub progress: Arc<dyn Progress>,
 }
@@ -106,6 +120,7 @@ impl Default for LoadOptions {
             residency: Residency::Auto,
             staging_bytes: 256 << 20,
             budget_bytes: None,
+            extra_tensors: ExtraTensors::default(),
             progress: Arc::new(NoProgress),
         }
     }
@@ -120,6 +135,7 @@ impl fmt::Debug for LoadOptions {
             .field("residency", &self.residency)
             .field("staging_bytes", &self.staging_bytes)
             .field("budget_bytes", &self.budget_bytes)
+            .field("extra_tensors", &self.extra_tensors)
             .finish_non_exhaustive()
     }
 }

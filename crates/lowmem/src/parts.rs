@@ -12,6 +12,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Checkpoint, Dtype, Error, LoadOptions, LoadReport, Residency, Result, TensorInfo, available_memory,
     choose::Situation,
+    compare::same_values,
     files::Files,
     nearest,
     place::{Placed, Placer, place_error},
@@ -27,12 +28,22 @@ pub struct TensorRequest {
     pub name: String,
     /// The shape it must have.
     pub shape: Vec<i64>,
+    /// Another tensor of the parts that it is to be one with, see [`TensorRequest::tied_to`].
+    pub tied_to: Option<String>,
 }
 
 impl TensorRequest {
     /// A request for the tensor `name` of that shape.
     pub fn new(name: impl Into<String>, shape: impl Into<Vec<i64>>) -> Self {
-        Self { name: name.into(), shape: shape.into() }
+        Self { name: name.into(), shape: shape.into(), tied_to: None }
+    }
+
+    /// Asks for one tensor in memory where this one and `other`, of the same shape and requested too, have the same values
+    /// in the dtype of the run. Where they differ each stays what it is, and the report says so: what Hugging Face does
+    /// with tied weights of which a checkpoint holds both.
+    #[must_use]
+    pub fn tied_to(self, other: impl Into<String>) -> Self {
+        Self { tied_to: Some(other.into()), ..self }
     }
 }
 
@@ -71,6 +82,7 @@ pub(crate) struct Shared {
 }
 
 /// Where a tensor comes from. Tensors that share storage share a key.
+#[derive(Clone)]
 struct Source {
     key: usize,
     info: TensorInfo,
@@ -87,23 +99,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Parts {
-    /// Checks every requested tensor against the checkpoint's index and prepares to place them; reads no weight.
+    /// Checks every requested tensor against the checkpoint's index and prepares to place them. It reads no weight, except
+    /// to compare tensors that are to be tied and lie in two places: up to the first difference, piece by piece.
     ///
     /// # Errors
     ///
     /// [`Error::MissingTensor`], [`Error::Misshapen`]; [`Error::Residency`] or [`Error::DtypeOnDevice`] where the options
-    /// contradict each other.
+    /// contradict each other; as [`Parts::get`] where weights are compared.
     pub fn new(checkpoint: &Checkpoint, parts: Vec<PartRequest>, options: &LoadOptions) -> Result<Self> {
         prepare_libtorch();
         let index = checkpoint.index();
         let mut keys: Vec<TensorInfo> = Vec::new();
         let mut tied = Vec::new();
         let mut labels = Vec::with_capacity(parts.len());
-        let mut sources = Vec::with_capacity(parts.len());
+        let mut sources: Vec<Vec<Source>> = Vec::with_capacity(parts.len());
+        let mut to_tie = Vec::new();
         for part in parts {
             let mut tensors = Vec::with_capacity(part.tensors.len());
             for request in part.tensors {
                 let info = find(checkpoint, &request)?.clone();
+                to_tie.extend(request.tied_to.map(|other| (request.name, other)));
                 let key = keys.iter().position(|other| other.same_storage(&info)).unwrap_or_else(|| {
                     keys.push(info.clone());
                     keys.len() - 1
@@ -120,6 +135,29 @@ impl Parts {
         let on_disk = on_disk.map_or(Dtype::F32, |info| info.dtype);
         let dtype = options.dtype.resolve(on_disk, options.device);
         check_dtype(dtype, options.device)?;
+        let files = Files::new(index, checkpoint.fetch());
+        let (mut untied, mut compared) = (Vec::new(), 0);
+        for (name, other) in to_tie {
+            let source = |name: &str| sources.iter().flatten().find(|source| source.info.name == *name);
+            let (Some(tensor), Some(first)) = (source(&name), source(&other)) else { continue };
+            let (tensor, first) = (tensor.clone(), first.clone());
+            if tensor.key != first.key {
+                let (same, read) = same_values(&files, &first.info, &tensor.info, dtype)?;
+                compared += read;
+                if !same {
+                    untied.push((name, other));
+                    continue;
+                }
+                tied.push((name.clone(), other));
+            }
+            // One tensor under one name, so that whoever trains the model changes it once.
+            sources.iter_mut().flatten().filter(|source| source.info.name == name).for_each(|tensor| {
+                *tensor = first.clone();
+            });
+        }
+        let used: HashSet<usize> = sources.iter().flatten().map(|source| source.key).collect();
+        let keys: Vec<TensorInfo> =
+            (0..).zip(keys).filter(|(key, _)| used.contains(key)).map(|(_, info)| info).collect();
         let available = available_memory();
         let situation = Situation {
             tensors: &keys,
@@ -137,17 +175,19 @@ impl Parts {
             reason,
             dtype,
             tensors_placed: 0,
-            bytes_read: 0,
+            bytes_read: compared,
             bytes_allocated: 0,
             staging_peak: 0,
             seconds: 0.0,
             ignored: Vec::new(),
+            extra: Vec::new(),
             tied,
+            untied,
         };
         let shared = Shared {
             labels,
             parts: sources,
-            files: Some(Files::new(index, checkpoint.fetch())),
+            files: Some(files),
             options: options.clone(),
             budget,
             residency,
@@ -174,7 +214,7 @@ impl Parts {
         let (mut device, mut dtype) = (Device::Cpu, Dtype::F32);
         for part in parts {
             let mut list = Vec::new();
-            for TensorRequest { name, shape } in part.tensors {
+            for TensorRequest { name, shape, .. } in part.tensors {
                 let Some(tensor) = tensors.get(&name) else {
                     let nearest = nearest(&name, tensors.keys().map(String::as_str));
                     return Err(Error::MissingTensor { checkpoint: memory, tensor: name, shape, nearest });
@@ -209,7 +249,9 @@ impl Parts {
             staging_peak: 0,
             seconds: 0.0,
             ignored: Vec::new(),
+            extra: Vec::new(),
             tied: Vec::new(),
+            untied: Vec::new(),
         };
         let shared = Shared {
             labels,
@@ -260,9 +302,11 @@ impl Parts {
         lock(&self.shared.state).report.clone()
     }
 
-    /// Says in the report that these tensors of the checkpoint are not used.
-    pub fn report_ignored(&self, names: Vec<String>) {
-        lock(&self.shared.state).report.ignored = names;
+    /// Says in the report which tensors of the checkpoint are not used: `ignored` are known to be no weights, `extra` are not
+    /// known.
+    pub fn report_unused(&self, ignored: Vec<String>, extra: Vec<String>) {
+        let mut state = lock(&self.shared.state);
+        (state.report.ignored, state.report.extra) = (ignored, extra);
     }
 
     /// The tensors of `part` in the order in which they were requested, placing them if they are not.
@@ -368,7 +412,7 @@ impl Parts {
         Ok(tensor)
     }
 
-    /// The names of the tensors of `part`.
+    /// The names of the tensors of `part`. One that is tied has the name of the other.
     ///
     /// # Errors
     ///

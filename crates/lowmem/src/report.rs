@@ -54,8 +54,8 @@ pub struct LoadReport {
     pub dtype: Dtype,
     /// Tensors placed so far.
     pub tensors_placed: usize,
-    /// Bytes on disk of what has been placed or gathered so far. A mapped tensor counts once, when first handed out,
-    /// though the system reads its pages only as they are touched.
+    /// Bytes on disk of what has been placed, gathered or compared so far. A mapped tensor counts once, when first handed
+    /// out, though the system reads its pages only as they are touched.
     pub bytes_read: u64,
     /// Bytes allocated for weights so far (a mapping allocates none).
     pub bytes_allocated: u64,
@@ -65,8 +65,12 @@ pub struct LoadReport {
     pub seconds: f64,
     /// Tensors of the checkpoint that are known not to be weights.
     pub ignored: Vec<String>,
+    /// Tensors of the checkpoint that no part of the model uses and that nothing is known about.
+    pub extra: Vec<String>,
     /// Pairs (name, name whose storage it shares).
     pub tied: Vec<(String, String)>,
+    /// Pairs (name, name it was to be tied to) that the checkpoint holds with different values. Each is used as it is.
+    pub untied: Vec<(String, String)>,
 }
 
 impl LoadReport {

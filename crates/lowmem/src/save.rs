@@ -5,13 +5,13 @@ use std::{
     collections::HashMap,
     fs::File,
     io::{BufWriter, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use tch::{TchError, Tensor};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
-use crate::{Dtype, Error, Result, first_line};
+use crate::{Dtype, Error, Result, first_line, write::write_whole};
 
 /// A tensor that can be written as it lies: contiguous, on the CPU, of a dtype this crate knows.
 struct Plain<'a> {
@@ -85,14 +85,14 @@ impl safetensors::View for &Plain<'_> {
 ///
 /// # Errors
 ///
-/// [`Error::Write`] for a dtype this crate does not know and where the file cannot be written, [`Error::Io`] where the whole
-/// file cannot be given its name.
+/// [`Error::Write`] for a dtype this crate does not know and where the file cannot be written, [`Error::Io`] where none can be
+/// made or the whole file cannot be given its name.
 pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let plain = Plain::all(path, tensors)?;
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     write_whole(path, |temporary| {
         let views = plain.iter().map(|view| (view.name, view));
-        safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(|error| error.to_string())
+        safetensors::serialize_to_file(views, Some(metadata), temporary).map_err(|error| refused(path, &error))
     })
 }
 
@@ -106,7 +106,11 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()>
 /// As [`save_safetensors`].
 pub fn save_bin(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let plain = Plain::all(path, tensors)?;
-    write_whole(path, |temporary| write_archive(temporary, &plain).map_err(|error| error.to_string()))
+    write_whole(path, |temporary| write_archive(temporary, &plain).map_err(|error| refused(path, &*error)))
+}
+
+fn refused(path: &Path, error: &dyn std::error::Error) -> Error {
+    Error::Write { file: path.to_owned(), tensor: "(all)".into(), problem: error.to_string() }
 }
 
 fn write_archive(path: &Path, tensors: &[Plain]) -> Result<(), Box<dyn std::error::Error>> {
@@ -182,38 +186,4 @@ fn integer(pickle: &mut Vec<u8>, value: usize) {
             pickle.push(0);
         }
     }
-}
-
-/// Has `write` make a temporary file beside `path`, and gives it its name when it is whole.
-fn write_whole(path: &Path, write: impl FnOnce(&Path) -> Result<(), String>) -> Result<()> {
-    let temporary = temporary_beside(path);
-    let refused = |problem| Error::Write { file: path.to_owned(), tensor: "(all)".into(), problem };
-    let written = write(&temporary).map_err(refused).and_then(|()| {
-        let finish = readable(&temporary).and_then(|()| std::fs::rename(&temporary, path));
-        finish.map_err(|source| Error::Io { path: path.to_owned(), source })
-    });
-    if written.is_err() {
-        // Best effort: the error that matters is the one already at hand.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
-}
-
-/// Gives a file the mode that any new file has; the writer of safetensors makes private ones.
-fn readable(path: &Path) -> std::io::Result<()> {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o644))?;
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
-}
-
-fn temporary_beside(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", std::process::id()));
-    path.with_file_name(name)
 }

@@ -48,7 +48,7 @@ pub struct Config {
     pub blocks: Vec<BlockAttention>,
     /// Whether attention scores are computed in f32 whatever the dtype of the run.
     pub attention_in_f32: bool,
-    /// Whether the unembedding is the token embedding.
+    /// Whether the unembedding is the token embedding. A checkpoint that holds both and in which they differ has its way.
     pub tied: bool,
     /// Tokens that end a generated text.
     pub end_tokens: Vec<i64>,

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lowmem::{Checkpoint, LoadOptions, LoadReport, Parts};
+use lowmem::{Checkpoint, ExtraTensors, LoadOptions, LoadReport, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -22,12 +22,15 @@ pub struct Model {
 
 impl Model {
     /// Opens a checkpoint: reads `config.json`, compares every tensor's name and shape with what the config implies, and
-    /// reads no weight.
+    /// reads no weight. One exception: where the config ties embedding and unembedding and the checkpoint holds both, they
+    /// are compared, up to the first difference. Equal ones are one matrix; others stay two, and
+    /// [`LoadReport::untied`] says so.
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`],
-    /// [`lowmem::Error::Misshapen`] or [`lowmem::Error::ExtraTensors`] naming the tensor.
+    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`] or
+    /// [`lowmem::Error::Misshapen`] naming the tensor; with [`ExtraTensors::Refuse`] also
+    /// [`lowmem::Error::ExtraTensors`].
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
@@ -42,11 +45,11 @@ impl Model {
         let names = checkpoint.index().tensors.keys();
         let extra: Vec<String> = names.filter(|name| !known.contains(name.as_str())).cloned().collect();
         let parts = Parts::new(checkpoint, requests, options)?;
-        if !extra.is_empty() {
+        if !extra.is_empty() && options.extra_tensors == ExtraTensors::Refuse {
             let checkpoint = checkpoint.path().to_owned();
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
-        parts.report_ignored(ignored);
+        parts.report_unused(ignored, extra);
         Ok(Self { config, parts, numerics: Numerics::FAST })
     }
 

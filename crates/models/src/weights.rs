@@ -41,7 +41,8 @@ pub(crate) struct Spelling {
 impl Spelling {
     /// The spelling of a checkpoint: with or without `transformer.`, with its own unembedding or not.
     ///
-    /// A tied checkpoint may store the shared matrix under either name, or both.
+    /// A tied checkpoint may store the shared matrix under either name, or both. Where it has both, their values decide, as
+    /// they do in Hugging Face: equal ones are tied, others are two matrices, whatever the config says.
     pub(crate) fn of(index: &Index, config: &Config) -> Self {
         let has = |name: &str| index.get(name).is_some();
         let prefix = if index.tensors.keys().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
@@ -76,7 +77,10 @@ pub(crate) fn parts(config: &Config, spelling: &Spelling) -> Vec<PartRequest> {
         parts.push(PartRequest { label, tensors });
     }
     parts.push(PartRequest { label: "ln_f".into(), tensors: norm_tensors(&format!("{prefix}ln_f"), d_model).into() });
-    let head = TensorRequest::new(&spelling.head, [config.vocabulary, d_model]);
+    let mut head = TensorRequest::new(&spelling.head, [config.vocabulary, d_model]);
+    if config.tied && spelling.head != spelling.tokens {
+        head = head.tied_to(&spelling.tokens);
+    }
     parts.push(PartRequest { label: "lm_head".into(), tensors: vec![head] });
     parts
 }

@@ -422,5 +422,5 @@ fn a_view_is_saved_as_what_it_shows() {
 fn a_file_that_cannot_be_written_is_named() {
     let missing = Path::new("/nonexistent/folder/params.pt");
     let error = lowmem::save_bin(missing, &[]).unwrap_err();
-    assert!(matches!(error, Error::Write { ref file, .. } if file == missing), "{error}");
+    assert!(matches!(error, Error::Io { ref path, .. } if path == missing), "{error}");
 }

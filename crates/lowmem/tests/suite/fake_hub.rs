@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use sha2::{Digest, Sha256};
+
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What the next answers about paths that contain a text do instead.
@@ -21,6 +23,8 @@ pub(crate) enum Fault {
     Stall(usize),
     /// Sends the whole file, whatever range was asked for.
     IgnoreRange,
+    /// Sends the body with this byte of it changed.
+    Damage(usize),
     /// Takes this long for every kilobyte.
     Slow(Duration),
 }
@@ -84,6 +88,11 @@ impl FakeHub {
         self.state.files.lock().unwrap().insert(name.to_owned(), bytes);
     }
 
+    /// How often a fault is still to happen: a test of faults that never did would show nothing.
+    pub(crate) fn faults_left(&self) -> usize {
+        self.state.faults.lock().unwrap().iter().map(|(_, times, _)| times).sum()
+    }
+
     /// The requests since the last call.
     pub(crate) fn take_requests(&self) -> Vec<Request> {
         std::mem::take(&mut self.state.requests.lock().unwrap())
@@ -124,7 +133,13 @@ impl State {
         }
         if let Some(name) = path.strip_prefix("/cdn/") {
             let file = self.files.lock().unwrap().get(name).cloned();
-            return self.send(stream, file.unwrap_or_default(), range, &[("ETag", "\"of-the-cdn\"".into())], fault);
+            return self.send(
+                stream,
+                file.unwrap_or_default(),
+                range,
+                &[("ETag", format!("\"{}\"", "c".repeat(64)))],
+                fault,
+            );
         }
         if let Some(rest) = path.strip_prefix("/model/") {
             // Renamed: the Hub redirects within itself.
@@ -144,9 +159,14 @@ impl State {
             return respond(stream, 404, &[("X-Error-Code", "EntryNotFound".into())], b"Entry not found", None);
         };
         let commit = ("X-Repo-Commit", COMMIT.to_owned());
-        let etag =
-            format!("{:x}", file.iter().fold(7_u64, |hash, &byte| hash.wrapping_mul(31).wrapping_add(byte.into())));
-        if name.ends_with(".safetensors") || name.ends_with(".bin") {
+        let large = name.ends_with(".safetensors");
+        let etag = if large {
+            format!("{:x}", Sha256::digest(&file))
+        } else {
+            format!("{:x}", file.iter().fold(7_u64, |hash, &byte| hash.wrapping_mul(31).wrapping_add(byte.into())))
+        };
+        // A `.bin` has the ETag of a mirror that knows no digests.
+        if large || name.ends_with(".bin") {
             let headers = [
                 commit,
                 ("X-Linked-Etag", format!("\"{etag}\"")),
@@ -207,6 +227,11 @@ fn respond(
             std::thread::sleep(pause);
             stream.write_all(piece)
         }),
+        Some(Fault::Damage(at)) => {
+            let mut body = body.to_vec();
+            body[at] ^= 1;
+            stream.write_all(&body)
+        }
         _ => stream.write_all(body),
     }
 }

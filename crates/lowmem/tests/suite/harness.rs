@@ -93,12 +93,30 @@ pub(crate) use child;
 
 /// Runs one [`child!`] of this test program, with these variables, in a process of its own.
 pub(crate) fn in_child(test: &str, variables: &[(&str, &str)]) -> std::process::Output {
-    std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", test, "--nocapture", "--test-threads", "1"])
-        .env_remove("HF_TOKEN")
-        .env_remove("HF_HUB_OFFLINE")
-        .env("LOWMEM_TEST_CHILD", "1")
-        .envs(variables.iter().copied())
-        .output()
-        .unwrap()
+    in_child_under(&[], test, variables)
+}
+
+/// The same, started by a command that ends in running its own arguments.
+pub(crate) fn in_child_under(command: &[&str], test: &str, variables: &[(&str, &str)]) -> std::process::Output {
+    let program = std::env::current_exe().unwrap();
+    let mut words = command.iter().map(std::ffi::OsStr::new).chain([program.as_os_str()]);
+    let mut child = std::process::Command::new(words.next().unwrap());
+    child.args(words).args(["--exact", test, "--nocapture", "--test-threads", "1"]);
+    child.env_remove("HF_TOKEN").env_remove("HF_HUB_OFFLINE").env("LOWMEM_TEST_CHILD", "1");
+    let output = child.envs(variables.iter().copied()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(!text.contains("running 0 tests"), "there is no test {test}");
+    output
+}
+
+/// Asserts that a child ran and passed.
+pub(crate) fn assert_passed(test: &str, output: &std::process::Output) {
+    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && text.contains("1 passed"), "{test}: {}\n{text}", output.status);
+}
+
+/// Says that this machine cannot run a test. One that tests every change must be able to.
+pub(crate) fn cannot_run(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "this test must run where CI is set: {why}");
+    eprintln!("skipped: {why}");
 }

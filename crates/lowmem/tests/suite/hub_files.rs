@@ -15,7 +15,7 @@ use tch::Tensor;
 
 use crate::{
     fake_hub::{COMMIT, FakeHub, Fault},
-    harness::{assert_same, child, in_child, numbers, requests},
+    harness::{assert_passed, assert_same, cannot_run, child, in_child, in_child_under, numbers, requests},
 };
 
 fn safetensors(tensors: &[(&str, Tensor)]) -> Vec<u8> {
@@ -30,7 +30,7 @@ fn named(files: Vec<(&str, Vec<u8>)>) -> Vec<(String, Vec<u8>)> {
     files.into_iter().map(|(name, bytes)| (name.to_owned(), bytes)).collect()
 }
 
-fn single() -> FakeHub {
+pub(crate) fn single() -> FakeHub {
     let weights = safetensors(&[("a", numbers(&[300, 100], 1)), ("b", numbers(&[50], 2))]);
     FakeHub::start(named(vec![
         ("config.json", b"{\"model_type\":\"gpt2\"}".to_vec()),
@@ -59,11 +59,20 @@ fn options(hub: &FakeHub, cache: &Path) -> HubOptions {
         endpoint: Some(hub.endpoint.clone()),
         cache: Some(cache.to_owned()),
         token: Some("secret".into()),
-        timeout: Duration::from_millis(300),
+        timeout: Duration::from_secs(10),
         retries: 3,
         retry_wait: Duration::from_millis(1),
         ..HubOptions::default()
     }
+}
+
+/// For servers that fall silent: not longer than the test can wait, not shorter than a busy machine may take.
+fn impatient(hub: &FakeHub, cache: &Path) -> HubOptions {
+    HubOptions { timeout: Duration::from_secs(1), ..options(hub, cache) }
+}
+
+fn blobs(cache: &Path) -> Vec<String> {
+    files_in(&cache.join("models--org--model/blobs"))
 }
 
 fn model() -> Source {
@@ -209,14 +218,15 @@ fn passing_failures_are_passed() {
     ] {
         hub.fault(path, times, fault);
     }
-    let checkpoint = Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
+    let checkpoint = Checkpoint::find(&model(), &impatient(&hub, cache.path())).unwrap();
     assert_tensor(&checkpoint, "a", numbers(&[300, 100], 1));
+    assert_eq!(hub.faults_left(), 0);
 }
 
 #[test]
 fn cut_slow_and_rangeless_downloads_are_continued() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
-    let checkpoint = Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
+    let checkpoint = Checkpoint::find(&model(), &impatient(&hub, cache.path())).unwrap();
     hub.take_requests();
     // The first request asks how large the file is; each cut brings something, so that any number of them is survived.
     hub.fault("/cdn/model.safetensors", 1, Fault::Cut(1));
@@ -227,13 +237,15 @@ fn cut_slow_and_rangeless_downloads_are_continued() {
     let ranges: Vec<_> = hub.take_requests().into_iter().filter(|request| request.path.starts_with("/cdn")).collect();
     let last = ranges.last().unwrap().range.clone().unwrap();
     assert!(last.starts_with("bytes=70000-"), "{ranges:?}");
+    assert_eq!(hub.faults_left(), 0);
     // A server that cannot continue.
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
-    let checkpoint = Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
+    let checkpoint = Checkpoint::find(&model(), &impatient(&hub, cache.path())).unwrap();
     hub.fault("/cdn/model.safetensors", 1, Fault::Cut(1));
     hub.fault("/cdn/model.safetensors", 1, Fault::Cut(10_000));
     hub.fault("/cdn/model.safetensors", 1, Fault::IgnoreRange);
     assert_tensor(&checkpoint, "a", numbers(&[300, 100], 1));
+    assert_eq!(hub.faults_left(), 0);
 }
 
 #[test]
@@ -257,6 +269,43 @@ fn lasting_failures_end_and_keep_what_came() {
     assert!(matches!(error, Error::Hub { status: None, .. }), "{error}");
     let nonsense = HubOptions { endpoint: Some("not an address".into()), ..options(&hub, cache.path()) };
     assert!(matches!(Checkpoint::find(&Source::Hub("org/other".into()), &nonsense), Err(Error::Hub { .. })));
+}
+
+#[test]
+fn bytes_that_are_not_the_promised_ones_are_removed() {
+    let (hub, cache) = (single(), tempfile::tempdir().unwrap());
+    let checkpoint = Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
+    let before = blobs(cache.path());
+    let refused = || {
+        let error = place(&checkpoint, "a").unwrap_err();
+        let Error::Digest { url, expected, found } = &error else { panic!("{error}") };
+        assert!(url.contains("model.safetensors") && expected.len() == 64 && found.len() == 64, "{error}");
+        assert_ne!(expected, found);
+        assert_eq!(blobs(cache.path()), before);
+        assert!(!files_in(&snapshot(cache.path())).contains(&"model.safetensors".to_owned()));
+    };
+    // The first request asks how large the file is. On the way:
+    hub.fault("/cdn/model.safetensors", 1, Fault::Cut(1));
+    hub.fault("/cdn/model.safetensors", 1, Fault::Damage(30_000));
+    refused();
+    // On the disk, where an earlier try has left them:
+    hub.fault("/cdn/model.safetensors", 1, Fault::Cut(1));
+    hub.fault("/cdn/model.safetensors", 1, Fault::Cut(50_000));
+    hub.fault("/cdn/model.safetensors", 4, Fault::Status(502));
+    assert!(matches!(place(&checkpoint, "a"), Err(Error::Hub { .. })));
+    let name = blobs(cache.path()).into_iter().find(|name| name.ends_with(".incomplete")).unwrap();
+    let path = cache.path().join("models--org--model/blobs").join(name);
+    let mut bytes = fs::read(&path).unwrap();
+    assert_eq!(bytes.len(), 50_000);
+    bytes[20_000] ^= 1;
+    fs::write(&path, bytes).unwrap();
+    refused();
+    // All of them there, but for the name.
+    fs::write(&path, vec![7; checkpoint.index().files[0].bytes as usize]).unwrap();
+    refused();
+    assert_eq!(hub.faults_left(), 0);
+    assert_tensor(&checkpoint, "a", numbers(&[300, 100], 1));
+    assert_tensor(&checkpoint, "b", numbers(&[50], 2));
 }
 
 #[test]
@@ -351,7 +400,7 @@ fn killed_download_is_completed_by_the_next_run() {
     let checkpoint = Checkpoint::find(&model(), &options).unwrap();
     assert_tensor(&checkpoint, "a", numbers(&[300, 100], 1));
     assert!(recorder.already.load(Ordering::Relaxed) > 10_000, "it went on from where the other was killed");
-    let blobs = files_in(&cache.path().join("models--org--model/blobs"));
+    let blobs = blobs(cache.path());
     assert!(!blobs.iter().any(|name| name.ends_with("incomplete")), "{blobs:?}");
 }
 
@@ -384,24 +433,36 @@ fn the_environment_is_honoured() {
     assert!(found.contains(&format!("found {cache}")), "{found}");
 }
 
-/// A disk of 64 kB, which the file does not fit.
+child!(full_disk_child, |variables: &dyn Fn(&str) -> String| {
+    let options = HubOptions {
+        endpoint: Some(variables("TEST_ENDPOINT")),
+        cache: Some(variables("TEST_CACHE").into()),
+        ..HubOptions::default()
+    };
+    let result = Checkpoint::find(&model(), &options).and_then(|found| found.ensure(["a"]));
+    let Err(Error::Io { path, source }) = result else { panic!("{result:?}") };
+    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{path:?}");
+});
+
+/// A disk of 64 kB, which the file does not fit. Only the child sees it, and it goes with the child.
 #[test]
 #[cfg(target_os = "linux")]
 fn full_disk() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
-    let mount = |arguments: &[&str]| {
-        let program = std::process::Command::new(arguments[0]).args(&arguments[1..]).output();
-        program.is_ok_and(|output| output.status.success())
-    };
-    let path = cache.path().to_str().unwrap();
-    if !mount(&["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", path]) {
-        eprintln!("skipped: no small file system can be mounted here");
-        return;
+    let mount = "mount -t tmpfs -o size=64k tmpfs \"$TEST_CACHE\" || exit 1; exec \"$0\" \"$@\"";
+    let variables = [("TEST_ENDPOINT", hub.endpoint.as_str()), ("TEST_CACHE", cache.path().to_str().unwrap())];
+    let test = "hub_files::full_disk_child";
+    let mut why = String::new();
+    // For root, and for anybody where the kernel lets them be root of a little world.
+    for unshare in [&["unshare", "--mount"][..], &["unshare", "--map-root-user", "--mount"]] {
+        let output = in_child_under(&[unshare, &["sh", "-c", mount]].concat(), test, &variables);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.code() != Some(1) {
+            return assert_passed(test, &output);
+        }
+        why = text;
     }
-    let result = Checkpoint::find(&model(), &options(&hub, cache.path())).and_then(|found| found.ensure(["a"]));
-    mount(&["umount", path]);
-    let Err(Error::Io { path, source }) = result else { panic!("{result:?}") };
-    assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{path:?}");
+    cannot_run(&format!("no small file system can be mounted here: {why}"));
 }
 
 #[test]

@@ -12,3 +12,4 @@ mod index_files;
 mod memory_claims;
 mod placing;
 mod safetensors_files;
+mod written_files;

@@ -9,7 +9,7 @@ use std::{
 
 use lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Parts, Residency, available_memory, save_safetensors};
 
-use crate::harness::{child, in_child, numbers, requests};
+use crate::harness::{assert_passed, cannot_run, child, in_child, numbers, requests};
 
 const PARTS: i64 = 16;
 /// Bytes of one part.
@@ -56,9 +56,7 @@ fn warm_up() {
 }
 
 fn assert_child(test: &str, variables: &[(&str, &str)]) {
-    let output = in_child(test, variables);
-    let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{test}: {}\n{text}", output.status);
+    assert_passed(test, &in_child(test, variables));
 }
 
 child!(converting_child, |variable: &dyn Fn(&str) -> String| {
@@ -164,7 +162,7 @@ fn streaming_runs_what_does_not_fit() {
             assert_child("memory_claims::streaming_child", &[("TEST_PATH", path), ("TEST_GROUP", group)]);
         }
         None => {
-            eprintln!("no control group can be made here: the limit is only measured, not enforced");
+            cannot_run("no control group can be made here: the limit is only measured, not enforced");
             assert_child("memory_claims::streaming_child", &[("TEST_PATH", path)]);
         }
     }
