@@ -45,7 +45,7 @@ impl Case {
         self.folder.join("expected.safetensors").is_file()
     }
 
-    /// What Hugging Face's bf16 run is: `ids`, and the error of each site.
+    /// How exact Hugging Face's bf16 run is: `contexts`, and the error of each site.
     pub fn bf16(&self) -> &Value {
         &self.bf16
     }
