@@ -11,7 +11,8 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Action, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage, attention,
+    Action, CacheLayout, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage,
+    attention,
     attention::Masks,
     error::At,
     input::{Checked, Limits, Start},
@@ -41,6 +42,28 @@ impl From<Error> for Halt {
     }
 }
 
+/// Which block is the first to run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Begin {
+    block: usize,
+    /// Whether its attention half is already behind.
+    attended: bool,
+}
+
+impl Begin {
+    const FIRST: Self = Self { block: 0, attended: false };
+
+    fn of(start: &Start, layers: usize) -> Result<Self> {
+        let Start::Stream { site, .. } = start else { return Ok(Self::FIRST) };
+        match (site.stage, site.point) {
+            (Stage::Embedding, Point::Input) => Ok(Self::FIRST),
+            (Stage::Block(block), Point::ResidMid) if block < layers => Ok(Self { block, attended: true }),
+            (Stage::Block(block), Point::Output) if block < layers => Ok(Self { block: block + 1, attended: false }),
+            _ => Err(Error::BadStart { site: site.to_string() }),
+        }
+    }
+}
+
 struct Run<'a> {
     model: &'a Model,
     observer: &'a mut dyn Observer,
@@ -64,9 +87,14 @@ pub(crate) fn run(
     let cached = cache.as_ref().map_or(0, |cache| cache.len());
     let limits =
         Limits { vocabulary: config.vocabulary, positions: config.positions, d_model: config.d_model, cached, device };
+    let begin = Begin::of(&input.start, config.layers())?;
     let checked = input.check(&limits)?;
     if let Some(cache) = &mut cache {
-        cache.begin(config.layers(), checked.batch)?;
+        if let Some(site) = input.start_site().filter(|_| begin != Begin::FIRST) {
+            return Err(Error::CachedStart { site: site.to_string() });
+        }
+        let (heads, d_head) = (config.heads, config.d_head());
+        cache.begin(CacheLayout { layers: config.layers(), batch: checked.batch, heads, d_head, kind, device })?;
     }
     let mut run = Run {
         model,
@@ -78,7 +106,7 @@ pub(crate) fn run(
         length: checked.length,
         blocks_run: 0,
     };
-    let ended = run.all(input, &checked);
+    let ended = run.all(input, &checked, begin);
     let blocks_run = run.blocks_run;
     match ended {
         Ok(logits) => {
@@ -93,22 +121,14 @@ pub(crate) fn run(
 }
 
 impl Run<'_> {
-    fn all(&mut self, input: &Input, checked: &Checked) -> Result<Tensor, Halt> {
+    fn all(&mut self, input: &Input, checked: &Checked, begin: Begin) -> Result<Tensor, Halt> {
         let layers = self.model.config().layers();
-        // The first block to run, and whether its attention half is already behind.
-        let (mut x, first, mut attended) = match &input.start {
-            Start::Tokens(_) => (self.embed(checked)?, 0, false),
-            Start::Stream { site, stream } => {
-                let stream = self.show(*site, self.at_home(stream).at(*site)?)?;
-                match (site.stage, site.point) {
-                    (Stage::Embedding, Point::Input) => (stream, 0, false),
-                    (Stage::Block(block), Point::ResidMid) if block < layers => (stream, block, true),
-                    (Stage::Block(block), Point::Output) if block < layers => (stream, block + 1, false),
-                    _ => return Err(Error::BadStart { site: site.to_string() }.into()),
-                }
-            }
+        let mut x = match &input.start {
+            Start::Tokens(_) => self.embed(checked)?,
+            Start::Stream { site, stream } => self.show(*site, self.at_home(stream).at(*site)?)?,
         };
-        for block in first..layers {
+        let mut attended = begin.attended;
+        for block in begin.block..layers {
             self.blocks_run += 1;
             let next = if self.ends_in(Stage::Block(block)) { None } else { Some(weights::block(block + 1)) };
             let tensors = self.model.parts().get(weights::block(block), next).map_err(Error::from)?;
@@ -223,10 +243,10 @@ impl Run<'_> {
         };
         let queries = split(queries, Point::HeadQuery)?;
         let (mut keys, mut values) = (split(keys, Point::HeadKey)?, split(values, Point::HeadValue)?);
-        let at = site(Point::Pattern);
         if let Some(cache) = &mut self.cache {
-            (keys, values) = cache.extend(block, &keys, &values).at(at)?;
+            (keys, values) = cache.extend(block, &keys, &values)?;
         }
+        let at = site(Point::Pattern);
         let settings = config.blocks.get(block).copied().ok_or_else(|| Error::BadStart { site: at.to_string() })?;
         let z = if self.observer.wants(site(Point::Scores)) || self.observer.wants(at) {
             let scores = attention::scores(&queries, &keys, settings, config.attention_in_f32, &self.masks);

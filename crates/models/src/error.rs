@@ -2,7 +2,7 @@
 
 use tch::TchError;
 
-use crate::Site;
+use crate::{CacheLayout, Site};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -103,13 +103,29 @@ pub enum Error {
         /// Where it was to start.
         site: String,
     },
-    /// The cache was filled by another kind of run.
-    #[error("the cache holds {found}, this run needs {expected}")]
+    /// The cache was filled by another kind of run, or by another model.
+    #[error("the cache holds {found}; this run needs {expected}")]
     CacheMismatch {
         /// What the run needs.
-        expected: String,
+        expected: CacheLayout,
         /// What the cache holds.
-        found: String,
+        found: CacheLayout,
+    },
+    /// A run that skips blocks cannot fill a cache: they would have neither keys nor values.
+    #[error(
+        "a run with a cache cannot start at {site}: the blocks before it would stay empty; start at input or with tokens"
+    )]
+    CachedStart {
+        /// Where it was to start.
+        site: String,
+    },
+    /// The cache has no keys and values of a block.
+    #[error("the cache has {positions} positions, but nothing of block {block}")]
+    CacheIncomplete {
+        /// The block.
+        block: usize,
+        /// Positions in the cache.
+        positions: i64,
     },
     /// An option of generation that makes no sense.
     #[error("{setting} is {found}, expected {expected}")]

@@ -34,7 +34,7 @@ mod site;
 mod weights;
 
 pub use activation::Activation;
-pub use cache::KvCache;
+pub use cache::{CacheLayout, KvCache};
 pub use config::{AttentionKind, BlockAttention, Config};
 pub use decoder::Outcome;
 pub use error::{Error, Result};

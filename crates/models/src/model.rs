@@ -113,9 +113,13 @@ impl Model {
 
     /// As [`Model::forward`], reading earlier positions from the cache and adding the new ones when the run completes.
     ///
+    /// Every block must run, so that every block has keys and values of every position: the input is token ids, or a
+    /// stream at `input`.
+    ///
     /// # Errors
     ///
-    /// As [`Model::forward`], and [`Error::CacheMismatch`].
+    /// As [`Model::forward`]; before anything is computed [`Error::CachedStart`] for a run that starts after `input`, and
+    /// [`Error::CacheMismatch`] for a cache that another kind of run, or a model of other sizes, dtype or device, filled.
     pub fn forward_cached(&self, input: &Input, cache: &mut KvCache, observer: &mut dyn Observer) -> Result<Outcome> {
         decoder::run(self, input, Some(cache), observer)
     }

@@ -109,11 +109,11 @@ impl<'a> Run<'a> {
     }
 
     /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
-    /// as well.
+    /// as well. It must start with tokens or at `input`, as [`Model::forward_cached`] says.
     ///
     /// # Errors
     ///
-    /// As [`Run::run`].
+    /// As [`Run::run`]; [`models::Error::CachedStart`], [`models::Error::CacheMismatch`].
     pub fn run_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Activations> {
         self.run_with(input, |model, input, observer| model.forward_cached(input, cache, observer))
     }
