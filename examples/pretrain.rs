@@ -259,7 +259,7 @@ struct Training {
 
 impl Training {
     fn start_or_resume(flags: &Flags, config: Config) -> Result<Self> {
-        let shapes = Model::tensor_shapes(&config);
+        let shapes = Model::tensor_shapes(&config)?;
         let state = flags.out.join(STATE);
         let mut weights = Vec::new();
         let (mut first_moments, mut second_moments) = (Vec::new(), Vec::new());

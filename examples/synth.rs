@@ -177,7 +177,7 @@ fn run(flags: Flags) -> Result<()> {
     let parent = output::folder_of(out);
     ensure!(parent.is_dir(), "{}: the folder {} does not exist", out.display(), parent.display());
 
-    let tensors = tensors(&config, &flags);
+    let tensors = tensors(&config, &flags)?;
     ensure!(
         (1..=tensors.len()).contains(&flags.shards),
         "--shards {}: expected 1 to {}, the number of tensors",
@@ -251,7 +251,7 @@ struct Planned {
     seed: u64,
 }
 
-fn tensors(config: &Config, flags: &Flags) -> Vec<Planned> {
+fn tensors(config: &Config, flags: &Flags) -> Result<Vec<Planned>> {
     let range = config.initializer_range as f32;
     let residual = range / (2.0 * config.layers() as f32).sqrt();
     let normal = |name: &str| {
@@ -271,7 +271,7 @@ fn tensors(config: &Config, flags: &Flags) -> Vec<Planned> {
         name,
         shape,
     };
-    Model::tensor_shapes(config).into_iter().enumerate().map(planned).collect()
+    Ok(Model::tensor_shapes(config)?.into_iter().enumerate().map(planned).collect())
 }
 
 /// Elements that one thread makes and writes at a time.

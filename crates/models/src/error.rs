@@ -20,6 +20,32 @@ pub enum Error {
         /// Which field, what was expected, what was found.
         problem: String,
     },
+    /// A number of the config is not one that a model can have.
+    #[error("config.json: {field} is {found}, expected {expected}")]
+    ConfigNumber {
+        /// Which number.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        expected: String,
+    },
+    /// The heads do not divide the residual stream evenly.
+    #[error("config.json: the hidden size {d_model} is not a multiple of the {heads} heads")]
+    HeadWidth {
+        /// Width of the residual stream.
+        d_model: i64,
+        /// Attention heads of a block.
+        heads: i64,
+    },
+    /// GPT-Neo's list of attention kinds is for another number of layers.
+    #[error("config.json: attention_types describes {described} layers, num_layers is {layers}")]
+    AttentionTypes {
+        /// Layers that `attention_types` has kinds for.
+        described: u64,
+        /// The config's `num_layers`.
+        layers: u64,
+    },
     /// A model family that this crate does not know.
     #[error("config.json: model_type {found:?} is not supported; supported: {}", .supported.join(", "))]
     UnsupportedModelType {

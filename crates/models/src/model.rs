@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lowmem::{Checkpoint, LoadOptions, LoadReport, Parts};
+use lowmem::{Checkpoint, Index, LoadOptions, LoadReport, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -25,12 +25,12 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`],
-    /// [`lowmem::Error::Misshapen`] or [`lowmem::Error::ExtraTensors`] naming the tensor.
+    /// Whatever [`Config::from_json`] refuses; [`lowmem::Error::MissingTensor`], [`lowmem::Error::Misshapen`] or
+    /// [`lowmem::Error::ExtraTensors`] naming the tensor.
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
-        let requests = weights::parts(&config, &spelling);
+        let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling));
         let ignored = weights::ignored(checkpoint.index(), &config, &spelling);
         let known: HashSet<&str> = requests
             .iter()
@@ -53,9 +53,11 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
+    /// Those of [`Config::check`]; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
     pub fn from_tensors(config: Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
-        let parts = Parts::from_tensors(tensors, weights::parts(&config, &Spelling::standard(&config)))?;
+        config.check()?;
+        let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
+        let parts = Parts::from_tensors(tensors, requests)?;
         Ok(Self { config, parts })
     }
 
@@ -64,7 +66,7 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::Torch`] when memory runs out.
+    /// Those of [`Config::check`]; [`Error::Torch`] when memory runs out.
     pub fn random(config: Config, seed: i64) -> Result<Self> {
         let tensors = random::tensors(&config, seed)?;
         Self::from_tensors(config, &tensors)
@@ -72,11 +74,17 @@ impl Model {
 
     /// Names and shapes of all tensors of a model with this config, in the order of its parts, as `save_pretrained` names
     /// them. Tied weights appear once.
-    pub fn tensor_shapes(config: &Config) -> Vec<(String, Vec<i64>)> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::check`].
+    pub fn tensor_shapes(config: &Config) -> Result<Vec<(String, Vec<i64>)>> {
+        config.check()?;
         let mut seen = HashSet::new();
-        let parts = weights::parts(config, &Spelling::standard(config));
-        let tensors = parts.into_iter().flat_map(|part| part.tensors);
-        tensors.filter(|tensor| seen.insert(tensor.name.clone())).map(|tensor| (tensor.name, tensor.shape)).collect()
+        let spelling = Spelling::standard(config);
+        let tensors = weights::parts(config, &spelling).flat_map(|part| part.tensors);
+        let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
+        Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
     }
 
     /// Sizes and settings.
@@ -178,5 +186,44 @@ impl Model {
             }
         }
         Ok(tensors)
+    }
+}
+
+/// The parts up to the first that lacks a tensor, that one included: what is missing is known then, and a config may claim
+/// many more layers than the checkpoint has.
+fn until_missing(index: &Index, parts: impl Iterator<Item = PartRequest>) -> Vec<PartRequest> {
+    let mut requests = Vec::new();
+    for part in parts {
+        let whole = part.tensors.iter().all(|tensor| index.get(&tensor.name).is_some());
+        requests.push(part);
+        if !whole {
+            break;
+        }
+    }
+    requests
+}
+
+#[cfg(test)]
+mod tests {
+    use lowmem::TensorRequest;
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn layers_that_the_checkpoint_lacks_are_not_even_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensor = |block: usize| (format!("h.{block}.weight"), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        lowmem::save_safetensors(&path, &[tensor(0), tensor(1), tensor(2)]).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let endless = (0..).map(|block: usize| {
+            let label = format!("h.{block}");
+            PartRequest { tensors: vec![TensorRequest::new(format!("{label}.weight"), [1])], label }
+        });
+        let requests = until_missing(checkpoint.index(), endless);
+        assert_eq!(requests.last().map(|part| part.label.as_str()), Some("h.3"));
+        let missing = Parts::new(&checkpoint, requests, &LoadOptions::default()).err();
+        assert!(matches!(missing, Some(lowmem::Error::MissingTensor { tensor, .. }) if tensor == "h.3.weight"));
     }
 }

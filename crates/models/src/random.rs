@@ -10,7 +10,7 @@ use crate::{Config, Error, Model, Result};
 pub(crate) fn tensors(config: &Config, seed: i64) -> Result<HashMap<String, Tensor>> {
     tch::manual_seed(seed);
     let mut tensors = HashMap::new();
-    for (name, shape) in Model::tensor_shapes(config) {
+    for (name, shape) in Model::tensor_shapes(config)? {
         let tensor = tensor(config, &name, &shape).map_err(Error::torch(&name))?;
         tensors.insert(name, tensor);
     }
