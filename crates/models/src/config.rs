@@ -98,6 +98,15 @@ impl Config {
         self.d_model.checked_div(self.heads).unwrap_or(0)
     }
 
+    /// The standard deviation of a matrix's random initial weights, as Radford et al. (2019) choose it: `initializer_range`,
+    /// and `1 / sqrt(2 layers)` of it for the projections into the residual stream. `name` is the tensor's.
+    pub fn initial_deviation(&self, name: &str) -> f64 {
+        let residual = [self.family.attention_output.name, self.family.mlp_output.name];
+        let is_residual = residual.iter().any(|module| name.ends_with(&format!(".{module}.weight")));
+        let depth = if is_residual { (2.0 * self.layers() as f64).sqrt() } else { 1.0 };
+        self.initializer_range / depth
+    }
+
     /// Whether a model can have these sizes and settings: every size is within its bounds, so that the bytes of all weights
     /// together fit 64 bits, the heads divide the width, and no number is infinite or NaN.
     ///

@@ -45,5 +45,6 @@ pub use input::{Input, LogitsAt};
 pub use lowmem::first_line;
 pub use model::Model;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
+pub use random::Random;
 pub use sampling::Sampling;
 pub use site::{Point, Site, SiteInfo, Sites, Stage};

@@ -62,12 +62,13 @@ impl Model {
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
-    /// norms one, residual projections scaled by `1 / sqrt(2 layers)`. The same seed gives the same weights.
+    /// norms one, residual projections scaled by `1 / sqrt(2 layers)`. The same seed gives the same weights on every machine
+    /// and any number of threads ([`crate::Random`]); libtorch's generator is neither used nor changed.
     ///
     /// # Errors
     ///
     /// Those of [`Config::check`]; [`Error::Torch`] when memory runs out.
-    pub fn random(config: Config, seed: i64) -> Result<Self> {
+    pub fn random(config: Config, seed: u64) -> Result<Self> {
         let tensors = random::tensors(&config, seed)?;
         Self::from_tensors(config, &tensors)
     }

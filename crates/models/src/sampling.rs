@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use crate::{Error, Result};
+use crate::{Error, Random, Result};
 
 /// How tokens are drawn when not the likeliest one is taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -53,7 +53,9 @@ impl Sampling {
         }
         let weights = weights(logits);
         let total: f64 = weights.iter().sum();
-        let place = uniform(self.seed, row as u64, step as u64) * total;
+        // By row and step alone, so that a row does not depend on when others end.
+        let random = Random::new(self.seed).branch(row as u64).branch(step as u64);
+        let place = random.uniform(0) * total;
         let mut below = 0.0;
         let mut last = 0;
         for (id, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
@@ -127,20 +129,6 @@ fn keep_top_p(logits: &mut [f32], p: f64) {
 fn weights(logits: &[f32]) -> Vec<f64> {
     let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     logits.iter().map(|&logit| f64::from(logit - most).exp()).collect()
-}
-
-/// A number in `0..1` that depends on seed, row and step alone, so a row does not depend on when others end.
-fn uniform(seed: u64, row: u64, step: u64) -> f64 {
-    let bits = mix(mix(mix(seed).wrapping_add(row)).wrapping_add(step));
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-/// One step of SplitMix64 (Steele et al., 2014).
-fn mix(state: u64) -> u64 {
-    let mut x = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]
