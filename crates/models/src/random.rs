@@ -210,14 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_weights_on_several_threads_at_once() {
-        let expected = bits(5);
+    fn a_seed_gives_its_weights_while_other_threads_draw_theirs() {
+        let expected: Vec<_> = (5..9).map(bits).collect();
+        let together = std::sync::Barrier::new(4);
+        let draw = &|seed| {
+            together.wait();
+            bits(seed)
+        };
         let found: Vec<_> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| bits(5))).collect();
+            let threads: Vec<_> = (5..9).map(|seed| scope.spawn(move || draw(seed))).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert!(found.iter().all(|found| *found == expected));
-        assert_ne!(bits(6), expected);
+        assert!(found == expected);
+        assert_ne!(expected[0], expected[1]);
     }
 
     #[test]
