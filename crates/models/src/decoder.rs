@@ -136,7 +136,7 @@ impl Run<'_> {
             x = self.block(block, &weights, x, attended)?;
             attended = false;
         }
-        self.head(x, input.logits_at)
+        self.head(x, input.logits_at, checked.attended.as_ref())
     }
 
     /// Shows a value to the observer; gives back the value to go on with.
@@ -271,7 +271,7 @@ impl Run<'_> {
         self.show(at, added.at(at)?)
     }
 
-    fn head(&mut self, x: Tensor, logits_at: LogitsAt) -> Result<Tensor, Halt> {
+    fn head(&mut self, x: Tensor, logits_at: LogitsAt, attended: Option<&Tensor>) -> Result<Tensor, Halt> {
         let config = self.model.config();
         let layers = config.layers();
         let parts = self.model.parts();
@@ -282,12 +282,25 @@ impl Run<'_> {
         let normed = norm.apply(&x, config.layer_norm_epsilon).at(Site::FINAL_NORM)?;
         let mut normed = self.show(Site::FINAL_NORM, normed)?;
         if logits_at == LogitsAt::Last {
-            normed = normed.f_narrow(1, self.length - 1, 1).at(Site::LOGITS)?;
+            normed = last_tokens(&normed, attended).at(Site::LOGITS)?;
         }
         let unembedding = self.model.unembedding()?;
         let logits = Factor::new(&normed).and_then(|x| x.times_transposed(&unembedding, None)).at(Site::LOGITS)?;
         self.show(Site::LOGITS, logits)
     }
+}
+
+/// Each row's last position that is not padding, `[batch, 1, d_model]` of `[batch, position, d_model]`. `attended` is
+/// `[batch, cached and new positions]`.
+fn last_tokens(stream: &Tensor, attended: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let (batch, length, width) = stream.size3()?;
+    let Some(attended) = attended else { return stream.f_narrow(1, length - 1, 1) };
+    let new = attended.f_narrow(1, attended.size2()?.1 - length, length)?;
+    let columns = Tensor::f_arange(length, (Kind::Int64, stream.device()))?;
+    // Every token counts for more than any padding, and the later of two for more than the earlier.
+    let weights = new.f_to_kind(Kind::Int64)?.f_mul_scalar(length)?.f_add(&columns)?;
+    let last = weights.f_argmax(1, true)?.f_unsqueeze(2)?;
+    stream.f_gather(1, &last.f_expand([batch, 1, width], false)?, false)
 }
 
 fn check_replacement(site: Site, value: &Tensor, other: &Tensor) -> Result<()> {
