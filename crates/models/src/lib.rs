@@ -34,6 +34,7 @@ mod site;
 mod weights;
 
 pub use activation::Activation;
+pub use attention::AttentionPath;
 pub use cache::{CacheLayout, KvCache};
 pub use config::{AttentionKind, BlockAttention, Config};
 pub use decoder::Outcome;

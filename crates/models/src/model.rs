@@ -6,7 +6,7 @@ use lowmem::{Checkpoint, Index, LoadOptions, LoadReport, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
-    Config, Error, Input, KvCache, Observer, Outcome, Result, Site, Sites, decoder, random,
+    AttentionPath, Config, Error, Input, KvCache, Observer, Outcome, Result, Site, Sites, decoder, random,
     weights::{self, Norm, Spelling},
 };
 
@@ -17,6 +17,7 @@ use crate::{
 pub struct Model {
     config: Config,
     parts: Parts,
+    attention: AttentionPath,
 }
 
 impl Model {
@@ -46,7 +47,7 @@ impl Model {
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
         parts.report_ignored(ignored);
-        Ok(Self { config, parts })
+        Ok(Self { config, parts, attention: AttentionPath::default() })
     }
 
     /// A model over tensors in memory, named as `save_pretrained` names them (`transformer.h.0.ln_1.weight`).
@@ -58,7 +59,7 @@ impl Model {
         config.check()?;
         let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
         let parts = Parts::from_tensors(tensors, requests)?;
-        Ok(Self { config, parts })
+        Ok(Self { config, parts, attention: AttentionPath::default() })
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
@@ -86,6 +87,17 @@ impl Model {
         let tensors = weights::parts(config, &spelling).flat_map(|part| part.tensors);
         let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
         Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
+    }
+
+    /// Sets how attention is computed, by every run from now on: plain, partial, cached, generating, under a lens.
+    pub fn with_attention(mut self, attention: AttentionPath) -> Self {
+        self.attention = attention;
+        self
+    }
+
+    /// How attention is computed.
+    pub fn attention(&self) -> AttentionPath {
+        self.attention
     }
 
     /// Sizes and settings.
