@@ -9,6 +9,7 @@ mod lens;
 mod memory;
 mod partial;
 mod support;
+mod threads;
 mod training;
 mod tuned_lens;
 

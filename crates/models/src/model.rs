@@ -12,13 +12,25 @@ use crate::{
 
 /// A GPT-2 or GPT-Neo model.
 ///
-/// Runs take `&self` and leave nothing behind. A model is [`Send`]: it can be built on one thread and used on another,
-/// or by several one after the other.
+/// Runs take `&self` and leave nothing behind. A model is [`Send`] and [`Sync`]: several threads may run it at once, and
+/// each gets the bits that it would get alone. Threads wait for each other while a part is placed. With streamed weights
+/// every run places its parts for itself: what is read ahead for one is of no use to another, which costs time, and each
+/// run holds its own parts, which costs memory.
+///
+/// [`Model::trainable`] may be called while others run: those runs go on without gradients. Backward passes on several
+/// threads add to the same gradients, in no particular order; an optimizer's step changes what runs under way read, so
+/// let none be under way. Tensors that the model gives out share its storage: whoever writes into one writes for all.
 pub struct Model {
     config: Config,
     parts: Parts,
     attention: AttentionPath,
 }
+
+// Runs on several threads are promised, not only possible as it happens.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Model>();
+};
 
 impl Model {
     /// Opens a checkpoint: reads `config.json`, compares every tensor's name and shape with what the config implies, and
@@ -178,23 +190,21 @@ impl Model {
         tensors.into_iter().next().ok_or_else(|| Error::Config { problem: "the model has no unembedding".into() })
     }
 
-    /// Makes every tensor of these parts a leaf that gradients are collected for, and returns them by name. Part 0 is the
+    /// Gives every tensor of these parts a leaf that gradients are collected for, and returns the leaves by name. Part 0 is the
     /// embedding, part `i + 1` is block `i`. Weights that share storage appear once.
     ///
     /// With mapped weights the optimizer changes private pages; the file is never written.
     ///
     /// # Errors
     ///
-    /// [`Error::Weights`], [`Error::Torch`].
+    /// [`Error::Weights`].
     pub fn trainable(&self, parts: impl IntoIterator<Item = usize>) -> Result<Vec<(String, Tensor)>> {
         let mut seen = HashSet::new();
         let mut tensors = Vec::new();
         for part in parts {
             for name in self.parts.names(part)? {
                 if seen.insert(name) {
-                    let tensor = self.parts.keep(name)?;
-                    let leaf = tensor.f_set_requires_grad(true).map_err(Error::torch(name))?;
-                    tensors.push((name.to_owned(), leaf));
+                    tensors.push((name.to_owned(), self.parts.leaf(name)?));
                 }
             }
         }
