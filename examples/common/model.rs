@@ -17,7 +17,7 @@ use clap::{
 use serde::Serialize;
 use transformer_utils::{
     lowmem::{Checkpoint, DtypeChoice, HubOptions, LoadOptions, Residency, Source},
-    models::{AttentionPath, Config, Model},
+    models::{Config, Model},
     tch::{Cuda, Device},
 };
 
@@ -56,12 +56,6 @@ pub struct ModelFlags {
         value_parser = named::<Residency>(&["auto", "mapped", "resident", "streamed"])
     )]
     pub residency: Residency,
-
-    /// How to compute attention: fused (the fastest; where queries, keys, values, scores, patterns or heads are captured
-    /// they are computed another way, which changes the last digits) or materialised (always computed that other way, so
-    /// that a run gives the same numbers whatever is captured).
-    #[arg(long, default_value = "fused", value_parser = named::<AttentionPath>(&["fused", "materialised"]))]
-    pub attention: AttentionPath,
 }
 
 /// A parser that lists `names` in the help and makes a value of the one chosen.
@@ -162,7 +156,6 @@ pub struct Placement {
     dtype: String,
     /// Where the weights live.
     pub residency: &'static str,
-    attention: &'static str,
     threads: i32,
 }
 
@@ -222,7 +215,7 @@ impl ModelFlags {
         let start = Instant::now();
         let options = self.load_options()?;
         let checkpoint = self.find_checkpoint()?;
-        let model = Model::open(&checkpoint, &options)?.with_attention(self.attention);
+        let model = Model::open(&checkpoint, &options)?;
         let load_ms = milliseconds(start);
         let load_private_mib = system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0));
         Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokens: OnceCell::new() })
@@ -279,7 +272,6 @@ impl Opened {
             device: device_name(self.model.parts().device()),
             dtype: self.model.parts().dtype().to_string(),
             residency: self.model.parts().residency().name(),
-            attention: self.model.attention().name(),
             threads: transformer_utils::tch::get_num_threads(),
         }
     }

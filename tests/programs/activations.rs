@@ -66,22 +66,6 @@ fn stops_at_the_deepest_name_and_says_so() {
 }
 
 #[test]
-fn materialised_attention_is_the_same_whatever_is_captured() {
-    let folder = tempfile::tempdir().unwrap();
-    let [out, report] = ["a.safetensors", "report.json"].map(|name| folder.path().join(name).display().to_string());
-    let model = golden("neo_plain");
-    let logits = |names: &str, attention: &str| {
-        let base = ["--model", &model, "--ids", "1,2,3,4,5,6", "--dtype", "bf16", "--out", &out, "--json", &report];
-        succeed("activations", &[&base[..], &["--names", names, "--attention", attention]].concat());
-        assert_eq!(json(report.as_ref())["attention"], attention);
-        tensors(out.as_ref()).remove("lm_head").unwrap()
-    };
-    let alone = logits("lm_head", "materialised");
-    assert!(logits("lm_head,h.0.attn.pattern,h.1.attn.scores", "materialised").equal(&alone));
-    assert!(relative_error(&logits("lm_head", "fused"), &alone) < 1.0 / 32.0);
-}
-
-#[test]
 fn positions_and_dtype_are_those_asked_for() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("a.safetensors").display().to_string();

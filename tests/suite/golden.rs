@@ -1,10 +1,8 @@
 //! Parity with Hugging Face transformers: one table of cases through every path.
 
-use std::collections::BTreeMap;
-
 use transformer_utils::{
     lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
-    models::{AttentionPath, Input, KvCache, Model, NoObserver, Point},
+    models::{Input, KvCache, Model, NoObserver},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
 };
@@ -141,71 +139,6 @@ fn a_head_s_result_is_what_it_adds_alone() {
 
 fn logits(model: &Model, input: &Input) -> Tensor {
     model.forward(input, &mut NoObserver).unwrap().logits.unwrap()
-}
-
-/// Both families in f32 and bf16, with attention as asked for.
-fn with_attention(path: AttentionPath) -> Vec<(Case, Dtype, Model)> {
-    let opened = |name: &str, dtype| {
-        let case = cases().into_iter().find(|case| case.name == name).unwrap();
-        let options = LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() };
-        let model = case.model(&options).with_attention(path);
-        (case, dtype, model)
-    };
-    let all = ["gpt2_plain", "neo_plain"].map(|name| [Dtype::F32, Dtype::Bf16].map(|dtype| opened(name, dtype)));
-    all.into_iter().flatten().collect()
-}
-
-/// The largest error of the logits, relative to the largest of them, that capturing a site brings, for each point of a block
-/// where there is one.
-fn errors_of_capturing(case: &Case, model: &Model, batches: &[&str]) -> BTreeMap<Point, f64> {
-    let mut worst = BTreeMap::new();
-    for batch in batches {
-        let alone = logits(model, &case.input(batch));
-        for info in model.sites().iter() {
-            let name = info.names[0].as_str();
-            let output = partial_forward(model, &[name, "lm_head"], &case.input(batch)).unwrap();
-            let found = output.get("lm_head").unwrap();
-            if !found.equal(&alone) {
-                let error = worst.entry(info.site.point).or_insert(0.0_f64);
-                *error = error.max(relative_error(found, &alone));
-            }
-        }
-    }
-    worst
-}
-
-#[test]
-fn materialised_attention_gives_the_same_bits_whatever_is_captured() {
-    for (case, dtype, model) in with_attention(AttentionPath::Materialised) {
-        let errors = errors_of_capturing(&case, &model, &["single", "left", "right"]);
-        assert_eq!(errors, BTreeMap::new(), "{} {dtype}", case.name);
-    }
-}
-
-#[test]
-fn capturing_inside_fused_attention_changes_the_logits_by_rounding_only() {
-    for (case, dtype, model) in with_attention(AttentionPath::Fused) {
-        // Rows that are padding themselves mean nothing, and the two ways mask them differently.
-        let errors = errors_of_capturing(&case, &model, &["single"]);
-        for (point, error) in &errors {
-            println!("{} {dtype} {point:?}: {error:.1e}", case.name);
-        }
-        for (point, error) in errors {
-            let inside = [Point::HeadQuery, Point::HeadKey, Point::HeadValue, Point::Scores, Point::Pattern];
-            assert!(inside.contains(&point) || point == Point::HeadOutput, "{point:?} is not inside attention");
-            // A step of bf16 is 2^-8 of the value. The heads' outputs are rounded one by one, and then their sum.
-            let allowed = if dtype == Dtype::F32 { 4e-6 } else { 12.0 / 256.0 };
-            assert!(error <= allowed, "{} {dtype} {point:?}: {error:.1e}", case.name);
-        }
-    }
-}
-
-#[test]
-fn materialised_attention_keeps_parity() {
-    for case in cases() {
-        let model = model(&case).with_attention(AttentionPath::Materialised);
-        check(&case, "materialised", "logits", &logits(&model, &case.input("single")), &case.expected["single/logits"]);
-    }
 }
 
 #[test]

@@ -4,52 +4,11 @@
 //! not. GPT-Neo adds that value twice where both its own causal window and the padding forbid a key, as Hugging Face's
 //! code does; it matters only in rows that are padding themselves, and there the two families differ.
 
-use std::{cell::OnceCell, fmt, str::FromStr};
+use std::cell::OnceCell;
 
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{AttentionKind, Config, config::BlockAttention, input::Checked};
-
-/// How attention is computed. The numbers differ by rounding.
-///
-/// A capture or an edit inside attention needs tensors that a fused kernel never makes: the scores and the pattern of a
-/// block, its queries, keys and values in memory of their own, the outputs of its heads. A [`Fused`](Self::Fused) run makes them
-/// in the blocks where they are asked for, and then computes on with them, so that what is captured decides how a block is
-/// computed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum AttentionPath {
-    /// By libtorch's fused kernel in every block into whose attention nobody looks: the fastest, and the least memory.
-    #[default]
-    Fused,
-    /// With everything made in every block, whether anybody looks or not: a run gives the same bits whatever is captured.
-    /// Each block costs, for the time it runs, memory of `[batch, head, query, key]` and `[batch, position, head, d_model]`.
-    Materialised,
-}
-
-impl AttentionPath {
-    /// The name on the command line.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Fused => "fused",
-            Self::Materialised => "materialised",
-        }
-    }
-}
-
-impl fmt::Display for AttentionPath {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(self.name())
-    }
-}
-
-impl FromStr for AttentionPath {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        let found = [Self::Fused, Self::Materialised].into_iter().find(|path| path.name() == name);
-        found.ok_or_else(|| format!("unknown attention path {name:?}; known: fused, materialised"))
-    }
-}
 
 /// The masks of one run, made when a block first needs them.
 pub(crate) struct Masks {

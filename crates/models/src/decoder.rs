@@ -11,8 +11,8 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Action, AttentionPath, CacheLayout, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site,
-    Stage, attention,
+    Action, CacheLayout, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage,
+    attention,
     attention::Masks,
     error::At,
     input::{Checked, Limits, Start},
@@ -231,12 +231,11 @@ impl Run<'_> {
         };
         let (heads, d_head) = (config.heads, config.d_head());
         let (batch, length) = (self.batch, self.length);
-        let materialised = self.model.attention() == AttentionPath::Materialised;
         // [batch, position, d_model] to [batch, head, position, d_head]
         let mut split = |tensor: Tensor, point| {
             let at = site(point);
             let mut split = tensor.f_reshape([batch, length, heads, d_head]).at(at)?;
-            if materialised || self.observer.wants(at) {
+            if self.observer.wants(at) {
                 // A part of a joint projection: whoever keeps it should not keep the whole with it.
                 split = split.f_contiguous().at(at)?;
             }
@@ -249,7 +248,7 @@ impl Run<'_> {
         }
         let at = site(Point::Pattern);
         let settings = config.blocks.get(block).copied().ok_or_else(|| Error::BadStart { site: at.to_string() })?;
-        let z = if materialised || self.observer.wants(site(Point::Scores)) || self.observer.wants(at) {
+        let z = if self.observer.wants(site(Point::Scores)) || self.observer.wants(at) {
             let scores = attention::scores(&queries, &keys, settings, config.attention_in_f32, &self.masks);
             let scores = self.show(site(Point::Scores), scores.at(site(Point::Scores))?)?;
             let pattern = queries.f_kind().and_then(|kind| attention::pattern(scores, kind)).at(at)?;
@@ -262,7 +261,7 @@ impl Run<'_> {
         let z = self.show(at, z)?;
         let at = site(Point::AttentionOutput);
         let each = site(Point::HeadOutput);
-        let added = if materialised || self.observer.wants(each) {
+        let added = if self.observer.wants(each) {
             let outputs = self.show(each, weights.attention_output.each_head(&z).at(each)?)?;
             weights.attention_output.sum_heads(&outputs)
         } else {

@@ -34,7 +34,6 @@ mod site;
 mod weights;
 
 pub use activation::Activation;
-pub use attention::AttentionPath;
 pub use cache::{CacheLayout, KvCache};
 pub use config::{AttentionKind, BlockAttention, Config};
 pub use decoder::Outcome;

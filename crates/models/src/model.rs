@@ -6,7 +6,7 @@ use lowmem::{Checkpoint, Index, LoadOptions, LoadReport, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
-    AttentionPath, Config, Error, Input, KvCache, Observer, Outcome, Result, Site, Sites, decoder, random,
+    Config, Error, Input, KvCache, Observer, Outcome, Result, Site, Sites, decoder, random,
     weights::{self, Norm, Spelling},
 };
 
@@ -23,7 +23,6 @@ use crate::{
 pub struct Model {
     config: Config,
     parts: Parts,
-    attention: AttentionPath,
 }
 
 // Runs on several threads are promised, not only possible as it happens.
@@ -59,7 +58,7 @@ impl Model {
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
         parts.report_ignored(ignored);
-        Ok(Self { config, parts, attention: AttentionPath::default() })
+        Ok(Self { config, parts })
     }
 
     /// A model over tensors in memory, named as `save_pretrained` names them (`transformer.h.0.ln_1.weight`).
@@ -71,7 +70,7 @@ impl Model {
         config.check()?;
         let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
         let parts = Parts::from_tensors(tensors, requests)?;
-        Ok(Self { config, parts, attention: AttentionPath::default() })
+        Ok(Self { config, parts })
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
@@ -99,17 +98,6 @@ impl Model {
         let tensors = weights::parts(config, &spelling).flat_map(|part| part.tensors);
         let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
         Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
-    }
-
-    /// Sets how attention is computed, by every run from now on: plain, partial, cached, generating, under a lens.
-    pub fn with_attention(mut self, attention: AttentionPath) -> Self {
-        self.attention = attention;
-        self
-    }
-
-    /// How attention is computed.
-    pub fn attention(&self) -> AttentionPath {
-        self.attention
     }
 
     /// Sizes and settings.

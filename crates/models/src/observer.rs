@@ -22,8 +22,7 @@ pub enum Action {
 pub trait Observer {
     /// Whether [`Observer::observe`] is to be called for the site; may be asked more than once. Some values exist only if
     /// somebody wants them: the attention scores and pattern of a block cost memory in the square of the positions, its
-    /// heads' outputs one residual stream for each head. Wanting them changes the run's numbers by rounding, unless the model
-    /// always makes them ([`crate::AttentionPath`]).
+    /// heads' outputs one residual stream for each head.
     fn wants(&self, site: Site) -> bool;
 
     /// Sees the value at a site.

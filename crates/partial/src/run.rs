@@ -12,8 +12,8 @@ use crate::{
 
 /// Runs `model` over `input` no further than the deepest of `names` and returns the value at each.
 ///
-/// Names are those of Hugging Face's `named_modules()`, with or without `transformer.`; see [`models::Sites`]. Names inside
-/// attention change the rounding of the run, unless the model says otherwise ([`models::AttentionPath`]). Gradients flow to whatever is trainable; without trainable weights nothing is recorded.
+/// Names are those of Hugging Face's `named_modules()`, with or without `transformer.`; see [`models::Sites`]. Gradients
+/// flow to whatever is trainable; without trainable weights nothing is recorded.
 ///
 /// # Errors
 ///
