@@ -24,7 +24,7 @@ use tokenizers::{
 };
 use transformer_utils::{
     lowmem,
-    models::{Config, Input, Model, NoObserver},
+    models::{Config, Input, Model, NoObserver, Random},
     tch::{Kind, Reduction, Tensor, no_grad},
 };
 
@@ -259,7 +259,7 @@ struct Training {
 
 impl Training {
     fn start_or_resume(flags: &Flags, config: Config) -> Result<Self> {
-        let shapes = Model::tensor_shapes(&config);
+        let shapes = Model::tensor_shapes(&config)?;
         let state = flags.out.join(STATE);
         let mut weights = Vec::new();
         let (mut first_moments, mut second_moments) = (Vec::new(), Vec::new());
@@ -284,7 +284,7 @@ impl Training {
                 weights.push((name.clone(), take("weight.")?));
             }
         } else {
-            let model = Model::random(config.clone(), flags.seed as i64)?;
+            let model = Model::random(config.clone(), flags.seed)?;
             weights = model.trainable(0..model.parts().len())?;
             for (_, weight) in &weights {
                 first_moments.push(weight.f_zeros_like()?);
@@ -343,9 +343,11 @@ impl Training {
     /// One step of AdamW (Loshchilov and Hutter, 2019) with gradients clipped to norm one. Its moments are ours and not
     /// tch's optimizer's because a resumed run must have them.
     fn step(&mut self, flags: &Flags, train: &[i64], step: u64, rate: f64) -> Result<f64> {
+        // By the step's number, so that a resumed run draws the same batches.
+        let random = Random::new(flags.seed);
         let sequences = (0..flags.batch as u64).map(|row| {
             let places = (train.len() - flags.context as usize - 1) as u64;
-            let start = texts::random(flags.seed, step * flags.batch as u64 + row) % places;
+            let start = random.bits(step * flags.batch as u64 + row) % places;
             &train[start as usize..][..flags.context as usize + 1]
         });
         let loss = sequence_loss(&self.model(flags.compute.kind())?, sequences)?;

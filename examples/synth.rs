@@ -20,7 +20,7 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use transformer_utils::{
     lowmem::Dtype,
-    models::{Config, Model},
+    models::{Config, Model, Random},
 };
 
 use common::{output, progress, table};
@@ -177,7 +177,7 @@ fn run(flags: Flags) -> Result<()> {
     let parent = output::folder_of(out);
     ensure!(parent.is_dir(), "{}: the folder {} does not exist", out.display(), parent.display());
 
-    let tensors = tensors(&config, &flags);
+    let tensors = tensors(&config, &flags)?;
     ensure!(
         (1..=tensors.len()).contains(&flags.shards),
         "--shards {}: expected 1 to {}, the number of tensors",
@@ -244,8 +244,8 @@ fn config_text(asked: &str) -> Result<String> {
 /// How a tensor's values are distributed.
 #[derive(Clone, Copy)]
 struct Normal {
-    mean: f32,
-    deviation: f32,
+    mean: f64,
+    deviation: f64,
 }
 
 /// One tensor to be written.
@@ -254,30 +254,27 @@ struct Planned {
     shape: Vec<i64>,
     elements: u64,
     normal: Normal,
-    seed: u64,
+    random: Random,
 }
 
-fn tensors(config: &Config, flags: &Flags) -> Vec<Planned> {
-    let range = config.initializer_range as f32;
-    let residual = range / (2.0 * config.layers() as f32).sqrt();
+fn tensors(config: &Config, flags: &Flags) -> Result<Vec<Planned>> {
     let normal = |name: &str| {
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
         let module = module.rsplit('.').next().unwrap_or(module);
         match (module, kind) {
             (_, "bias") => Normal { mean: 0.0, deviation: 0.02 },
             ("ln_1" | "ln_2" | "ln_f", _) => Normal { mean: 1.0, deviation: 0.1 },
-            ("c_proj" | "out_proj", _) => Normal { mean: 0.0, deviation: residual },
-            _ => Normal { mean: 0.0, deviation: range },
+            _ => Normal { mean: 0.0, deviation: config.initial_deviation(name) },
         }
     };
-    let planned = |(place, (name, shape)): (usize, (String, Vec<i64>))| Planned {
+    let planned = |(name, shape): (String, Vec<i64>)| Planned {
         elements: shape.iter().map(|&size| size as u64).product(),
         normal: normal(&name),
-        seed: mix(flags.seed ^ mix(place as u64 + 1)),
+        random: Random::named(flags.seed, &name),
         name,
         shape,
     };
-    Model::tensor_shapes(config).into_iter().enumerate().map(planned).collect()
+    Ok(Model::tensor_shapes(config)?.into_iter().map(planned).collect())
 }
 
 /// Elements that one thread makes and writes at a time.
@@ -350,10 +347,10 @@ fn write_chunks(
     dtype: StoredDtype,
     bar: &ProgressBar,
 ) -> Result<()> {
-    let mut bytes = Vec::new();
+    let (mut values, mut bytes) = (Vec::new(), Vec::new());
     let mut open: Option<(usize, File)> = None;
     while let Some(chunk) = chunks.get(next.fetch_add(1, Ordering::Relaxed)) {
-        fill(chunk, dtype, &mut bytes);
+        fill(chunk, dtype, &mut values, &mut bytes);
         let path = &paths[chunk.file];
         let context = || format!("cannot write {}", path.display());
         let mut file = match open.take() {
@@ -369,31 +366,17 @@ fn write_chunks(
 }
 
 /// The bytes of a chunk's values.
-fn fill(chunk: &Chunk, dtype: StoredDtype, bytes: &mut Vec<u8>) {
+fn fill(chunk: &Chunk, dtype: StoredDtype, values: &mut Vec<f32>, bytes: &mut Vec<u8>) {
     bytes.clear();
-    let values = (chunk.first..chunk.first + chunk.count).map(|index| value(chunk.tensor, index));
+    let Planned { normal, random, .. } = chunk.tensor;
+    values.resize(chunk.count as usize, 0.0);
+    random.fill_normal(normal.mean, normal.deviation, chunk.first, values);
+    let values = values.iter().copied();
     match dtype {
         StoredDtype::F32 => bytes.extend(values.flat_map(f32::to_le_bytes)),
         StoredDtype::Bf16 => bytes.extend(values.flat_map(|value| half::bf16::from_f32(value).to_le_bytes())),
         StoredDtype::F16 => bytes.extend(values.flat_map(|value| half::f16::from_f32(value).to_le_bytes())),
     }
-}
-
-/// Value number `index` of a tensor: the sum of the four quarters of a hash, which is normal enough for weights (its
-/// tails end at 3.5 deviations).
-fn value(tensor: &Planned, index: u64) -> f32 {
-    let hash = mix(tensor.seed.wrapping_add(index.wrapping_mul(0x9E37_79B9_7F4A_7C15)));
-    let quarters = (hash & 0xFFFF) + (hash >> 16 & 0xFFFF) + (hash >> 32 & 0xFFFF) + (hash >> 48);
-    // Mean and deviation of a sum of four uniform integers below 2^16.
-    let standard = (quarters as f32 - 131_070.0) / 37_837.23;
-    tensor.normal.mean + tensor.normal.deviation * standard
-}
-
-/// SplitMix64's finalizer (Steele et al., 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
 }
 
 /// `shards` stretches of about equal bytes, none empty.

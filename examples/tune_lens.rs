@@ -22,7 +22,7 @@ use transformer_utils::{
         TunedLens, TunedLensConfig,
         picture::{Curves, Style, curves_png, curves_svg},
     },
-    models::{Input, Site},
+    models::{Input, Random, Site},
     partial::Run,
     tch::{
         Kind, Tensor,
@@ -266,13 +266,14 @@ impl<'a> Training<'a> {
         };
         let started = Instant::now();
         let bar = progress::steps(flags.steps);
+        let random = Random::new(flags.seed);
         for step in 0..flags.steps {
             // Like the published lenses: the rate falls to nothing along a line.
             optimizer.set_lr(rate * (1.0 - step as f64 / flags.steps as f64));
             let rows: Vec<&[i64]> = (0..flags.batch as u64)
                 .map(|row| {
                     let places = (train.len() - context + 1) as u64;
-                    let start = texts::random(flags.seed, step * flags.batch as u64 + row) % places;
+                    let start = random.bits(step * flags.batch as u64 + row) % places;
                     &train[start as usize..][..context]
                 })
                 .collect();

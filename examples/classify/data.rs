@@ -100,34 +100,9 @@ impl Batch {
 /// The numbers below `length` in an order that depends on the seed and the epoch alone (Fisher and Yates' shuffle).
 pub fn shuffled(length: usize, seed: u64, epoch: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..length).collect();
-    let mut random = Random::new(seed ^ (epoch + 1).wrapping_mul(0xD1B5_4A32_D192_ED03));
-    for end in (1..length).rev() {
-        order.swap(end, (random.next() % (end as u64 + 1)) as usize);
+    let random = models::Random::new(seed ^ (epoch + 1).wrapping_mul(0xD1B5_4A32_D192_ED03));
+    for (index, end) in (1..length).rev().enumerate() {
+        order.swap(end, (random.bits(index as u64) % (end as u64 + 1)) as usize);
     }
     order
-}
-
-/// SplitMix64 (Steele et al., 2014).
-pub struct Random {
-    state: u64,
-}
-
-impl Random {
-    /// The sequence that `seed` begins.
-    pub fn new(seed: u64) -> Self {
-        Self { state: seed }
-    }
-
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut x = self.state;
-        x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-
-    /// A number in `0..1`.
-    pub fn uniform(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }

@@ -7,10 +7,10 @@ use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use transformer_utils::{
     lowmem,
+    models::Random,
     tch::{Device, Kind, Tensor, nn, no_grad},
 };
 
-use super::data::Random;
 use crate::common::tensors;
 
 /// How positions become one answer.
@@ -53,7 +53,8 @@ impl Head {
     pub fn new(shape: HeadShape, seed: u64, device: Device) -> Result<Self> {
         let store = nn::VarStore::new(device);
         let root = store.root();
-        let mut random = Random::new(seed);
+        let random = Random::new(seed);
+        let mut drawn = 0..;
         let mut linear = |name: &str, from, to| -> Result<nn::Linear> {
             let mut layer = nn::linear(&root / name, from, to, nn::LinearConfig::default());
             // The distribution is PyTorch's for linear layers; the numbers are ours, so that nothing else that draws from
@@ -61,8 +62,9 @@ impl Head {
             let bound = 1.0 / (from as f64).sqrt();
             no_grad(|| -> Result<()> {
                 for tensor in std::iter::once(&mut layer.ws).chain(&mut layer.bs) {
+                    let indices = drawn.by_ref().take(tensor.numel());
                     let values: Vec<f32> =
-                        (0..tensor.numel()).map(|_| (bound * (2.0 * random.uniform() - 1.0)) as f32).collect();
+                        indices.map(|index| (bound * (2.0 * random.uniform(index) - 1.0)) as f32).collect();
                     tensor.f_copy_(&Tensor::f_from_slice(&values)?.f_view(&tensor.size()[..])?)?;
                 }
                 Ok(())

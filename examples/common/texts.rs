@@ -23,12 +23,3 @@ pub fn split(paths: &[PathBuf], held_out: f64) -> Result<(String, String)> {
     }
     Ok((train, rest))
 }
-
-/// The `index`-th number of the sequence that `seed` begins (SplitMix64; Steele et al., 2014): a resumed run draws the
-/// same batches.
-pub fn random(seed: u64, index: u64) -> u64 {
-    let mut x = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
-}

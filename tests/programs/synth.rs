@@ -11,6 +11,8 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
+use transformer_utils::models::{Config, Model};
+
 use crate::{
     program::{golden, inside, json, refuse, succeed},
     support::tensors,
@@ -68,6 +70,22 @@ fn values_are_distributed_as_promised() {
         assert!((mean - 1.0).abs() < 0.1 && (0.05..0.2).contains(&deviation), "{name}: {mean} {deviation}");
         let (_, deviation) = moments("transformer.h.2.mlp.c_proj.weight");
         assert!((deviation - 0.02 / 8_f64.sqrt()).abs() < 0.001, "{name}: {deviation}");
+    }
+}
+
+#[test]
+fn matrices_are_those_of_a_random_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = synth(folder.path(), "seeded", &["--seed", "9"]);
+    let weights = tensors(&Path::new(&path).join("model.safetensors"));
+    let model = Model::random(Config::from_json(CONFIG).unwrap(), 9).unwrap();
+    for part in [0, 2, 6] {
+        for (name, tensor) in model.parts().names(part).unwrap().into_iter().zip(model.parts().get(part, None).unwrap())
+        {
+            // Norms and biases vary in a synthetic checkpoint only.
+            let is_matrix = tensor.dim() == 2;
+            assert!(!is_matrix || weights[name].equal(&tensor), "{name}");
+        }
     }
 }
 

@@ -143,6 +143,22 @@ fn both_matrices_of_a_tied_model_are_compared() {
 }
 
 #[test]
+fn a_config_with_more_layers_than_the_checkpoint_names_the_first_that_is_missing() {
+    let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(case.folder.join("model.safetensors"), folder.path().join("model.safetensors")).unwrap();
+    let config = fs::read_to_string(case.folder.join("config.json")).unwrap();
+    for layers in ["4", "4096"] {
+        let more = config.replace("\"n_layer\": 3", &format!("\"n_layer\": {layers}"));
+        assert_ne!(config, more);
+        fs::write(folder.path().join("config.json"), more).unwrap();
+        let error = open(folder.path()).err().unwrap();
+        let Error::Weights(lowmem::Error::MissingTensor { tensor, .. }) = error else { panic!("{error}") };
+        assert_eq!(tensor, "transformer.h.3.ln_1.weight");
+    }
+}
+
+#[test]
 fn configs_that_fit_nothing_say_why() {
     let refused = |json: &str| Config::from_json(json).unwrap_err().to_string();
     let llama = refused(r#"{"model_type": "llama"}"#);

@@ -203,7 +203,7 @@ fn bad_requests_are_errors_and_leave_the_model_usable() {
 #[test]
 fn damaged_weights_are_reported() {
     let config = tiny().config().clone();
-    let named = Model::tensor_shapes(&config).into_iter();
+    let named = Model::tensor_shapes(&config).unwrap().into_iter();
     let tensors = named
         .map(|(name, shape)| (name, Tensor::full(shape, f64::NAN, (Kind::Float, transformer_utils::tch::Device::Cpu))));
     let model = Model::from_tensors(config, &tensors.collect()).unwrap();

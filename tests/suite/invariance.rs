@@ -102,12 +102,12 @@ fn a_token_gets_the_same_bits_in_pieces_through_a_cache() {
 }
 
 #[test]
-fn looking_at_scores_and_patterns_changes_nothing() {
+fn looking_changes_nothing() {
     let input = || Input::from_rows(&[ids(45, 7), ids(45, 5)]).unwrap();
     for (name, model) in models(Numerics::FAST) {
         let blocks = 0..model.config().layers();
         let mut names: Vec<String> = blocks.map(|block| format!("h.{block}.attn.pattern")).collect();
-        names.extend(["h.1.attn.scores".into(), "lm_head".into()]);
+        names.extend(["h.1.attn.scores", "h.2.attn.result", "lm_head"].map(str::to_owned));
         let output = partial_forward(&model, &names, &input()).unwrap();
         // On every processor: the run goes the same way.
         assert!(output.get("lm_head").unwrap().equal(&logits(&model, &input())), "{name}");

@@ -1,6 +1,7 @@
 //! Everything that crosses crates, as one test program.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod cache;
 mod checkpoints;
 mod generate;
 mod golden;
@@ -11,6 +12,7 @@ mod partial;
 mod preparation;
 mod reduced_precision;
 mod support;
+mod threads;
 mod training;
 mod tuned_lens;
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use transformer_utils::{
     lowmem::{LoadOptions, Residency},
-    models::{Action, Error as ModelError, Input, KvCache, Model, Observer, ObserverError, Point, Site},
+    models::{Action, Error as ModelError, Input, KvCache, LogitsAt, Model, Observer, ObserverError, Point, Site},
     partial::{Activations, Edit, Error, Run, partial_forward},
     tch::{Device, Kind, TchError, Tensor},
 };
@@ -139,6 +139,110 @@ fn edits_do_what_they_say() {
     assert!(part.narrow(1, 2, 2).equal(&clean.narrow(1, 2, 2).zeros_like()));
     assert!(part.narrow(1, 0, 2).equal(&clean.narrow(1, 0, 2)));
     assert!(one(&model, "h.1.attn", &input).equal(&clean), "the model has changed");
+}
+
+/// Two rows of 5 and 2 tokens, padded on the right or on the left.
+fn padded(right: bool) -> (Input, [std::ops::Range<i64>; 2]) {
+    let tokens = [[1, 2, 3, 4, 5], if right { [6, 7, 0, 0, 0] } else { [0, 0, 0, 6, 7] }];
+    let mask = [[1, 1, 1, 1, 1], if right { [1, 1, 0, 0, 0] } else { [0, 0, 0, 1, 1] }];
+    let mask = Tensor::from_slice(&mask.concat()).view([2, 5]);
+    let input = Input::from_rows(&tokens).unwrap().attention_mask(mask);
+    (input, if right { [0..5, 0..2] } else { [0..5, 3..5] })
+}
+
+#[test]
+fn a_mean_leaves_padding_out() {
+    let model = plain().0;
+    for right in [true, false] {
+        let (input, rows) = padded(right);
+        for name in ["input", "wpe", "h.1", "h.1.attn", "h.1.attn.z", "h.1.attn.pattern", "lm_head"] {
+            let clean = one(&model, name, &input);
+            // [batch, position, ..] also for patterns.
+            let turned =
+                |value: &Tensor| if name.ends_with("pattern") { value.transpose(1, 2) } else { value.shallow_clone() };
+            let tokens = |value: &Tensor| {
+                let row = |(row, range): (usize, &std::ops::Range<i64>)| {
+                    let row = if value.size()[0] == 1 { 0 } else { row as i64 };
+                    turned(value).select(0, row).narrow(0, range.start, range.end - range.start)
+                };
+                Tensor::cat(&rows.iter().enumerate().map(row).collect::<Vec<_>>(), 0)
+            };
+            let expected = tokens(&clean).mean_dim(0, true, None);
+            let run = Run::new(&model, &[name]).unwrap().edit(name, Edit::mean()).unwrap().run(&input).unwrap();
+            let found = run.get(name).unwrap();
+            assert!(tokens(found).allclose(&expected.expand_as(&tokens(found)), 1e-5, 1e-6, false), "{name} {right}");
+            assert!(!tokens(found).allclose(&tokens(&clean), 1e-3, 1e-3, false), "{name}: the mean changes nothing");
+        }
+    }
+}
+
+#[test]
+fn a_mean_over_some_positions_counts_their_tokens_and_needs_one() {
+    let model = plain().0;
+    let (input, _) = padded(true);
+    let clean = one(&model, "h.1", &input);
+    let run = |positions| {
+        let edit = Edit::mean().positions(positions);
+        Run::new(&model, &["h.1"]).unwrap().edit("h.1", edit).unwrap()
+    };
+    // Position 1 is a token of both rows, position 2 of the first.
+    let tokens = [clean.select(0, 0).narrow(0, 1, 2), clean.select(0, 1).narrow(0, 1, 1)];
+    let expected = Tensor::cat(&tokens, 0).mean_dim(0, true, None).unsqueeze(0);
+    let output = run(1..3).run(&input).unwrap();
+    let found = output.get("h.1").unwrap();
+    assert!(found.narrow(1, 1, 2).allclose(&expected.expand([2, 2, 12], false), 1e-5, 1e-6, false));
+    assert!(found.narrow(1, 3, 2).equal(&clean.narrow(1, 3, 2)));
+    let only = Tensor::from_slice(&[1_i64, 1, 1, 0, 0, 1, 1, 0, 0, 0]).view([2, 5]);
+    let error = run(3..5).run(&padded(true).0.attention_mask(only)).unwrap_err();
+    assert!(matches!(&error, Error::NothingToAverage { site } if site == "h.1"), "{error}");
+}
+
+#[test]
+fn with_a_cache_a_mean_counts_the_new_tokens() {
+    let model = plain().0;
+    let mask = |rows: &[[i64; 2]], columns: i64| Tensor::from_slice(&rows.concat()).view([2, columns]);
+    let mut cache = KvCache::new();
+    let first = Input::from_rows(&[[1, 2], [0, 3]]).unwrap().attention_mask(mask(&[[1, 1], [0, 1]], 2));
+    Run::new(&model, &["lm_head"]).unwrap().run_cached(&first, &mut cache).unwrap();
+    let second =
+        Input::from_rows(&[[4, 5], [6, 0]]).unwrap().attention_mask(mask(&[[1, 1], [1, 1], [0, 1], [1, 0]], 4));
+    let run = Run::new(&model, &["h.0.attn", "h.1"]).unwrap();
+    let clean = run.run_cached(&second, &mut cache).unwrap();
+    let edited = Run::new(&model, &["h.0.attn"]).unwrap().edit("h.0.attn", Edit::mean()).unwrap();
+    let edited = edited.run_cached(&second, &mut cache).unwrap();
+    let clean = clean.get("h.0.attn").unwrap();
+    let tokens = Tensor::cat(&[clean.select(0, 0), clean.select(0, 1).narrow(0, 0, 1)], 0);
+    let expected = tokens.mean_dim(0, true, None).unsqueeze(0).expand_as(clean);
+    assert!(edited.get("h.0.attn").unwrap().allclose(&expected, 1e-5, 1e-6, false));
+}
+
+#[test]
+fn the_last_logits_are_those_of_each_row_s_last_token() {
+    let model = plain().0;
+    let last = |input: Input| one(&model, "lm_head", &input.logits_at(LogitsAt::Last));
+    for right in [true, false] {
+        let (input, rows) = padded(right);
+        let all = one(&model, "lm_head", &input);
+        let found = last(padded(right).0);
+        assert_eq!(found.size(), [2, 1, all.size()[2]]);
+        for (row, range) in rows.into_iter().enumerate() {
+            let expected = all.select(0, row as i64).select(0, range.end - 1);
+            assert!(relative_error(&found.select(0, row as i64).select(0, 0), &expected) < 1e-6, "{right} {row}");
+        }
+    }
+    // Padding on the right changes nothing for a row.
+    let found = last(Input::padded(&[vec![1, 2, 3, 4, 5], vec![6, 7]]).unwrap());
+    let alone = last(Input::from_rows(&[[6, 7]]).unwrap());
+    assert!(relative_error(&found.select(0, 1), &alone.select(0, 0)) < 1e-5);
+    // A row without a token gives the last column.
+    let nothing = Tensor::from_slice(&[1_i64, 1, 0, 0, 0, 0]).view([2, 3]);
+    let input = || Input::from_rows(&[[1, 2, 3], [4, 5, 6]]).unwrap().attention_mask(nothing.shallow_clone());
+    let all = one(&model, "lm_head", &input());
+    let found = last(input());
+    for (row, column) in [(0, 1), (1, 2)] {
+        let expected = all.select(0, row).select(0, column);
+        assert!(relative_error(&found.select(0, row).select(0, 0), &expected) < 1e-6);
+    }
 }
 
 #[test]

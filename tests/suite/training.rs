@@ -172,6 +172,7 @@ fn only_the_layers_in_use_are_trained() {
     classifier.unfreeze().unwrap();
     let trained: HashSet<&str> = classifier.base.iter().map(|(name, _)| name.as_str()).collect();
     let expected: Vec<String> = Model::tensor_shapes(model.config())
+        .unwrap()
         .into_iter()
         .map(|(name, _)| name)
         .filter(|name| {

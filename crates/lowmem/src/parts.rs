@@ -395,6 +395,31 @@ impl Parts {
     ///
     /// As [`Parts::get`]; [`Error::MissingTensor`] when no part has that name.
     pub fn keep(&self, name: &str) -> Result<Tensor> {
+        let (source, tensor) = self.placed(name)?;
+        // Another thread may have been faster, and its tensor is what everybody has by now.
+        let mut state = lock(&self.shared.state);
+        Ok(state.kept.entry(source.key).or_insert(tensor).shallow_clone())
+    }
+
+    /// As [`Parts::keep`], a leaf that gradients are collected for. It takes the place of the tensor that was given out
+    /// before and shares its storage, but is another: whoever is computing with the old one goes on without gradients.
+    ///
+    /// # Errors
+    ///
+    /// As [`Parts::keep`].
+    pub fn leaf(&self, name: &str) -> Result<Tensor> {
+        let (source, tensor) = self.placed(name)?;
+        let fail = |error| place_error(&source.info, self.shared.dtype, self.shared.options.device, error);
+        let mut state = lock(&self.shared.state);
+        let held = state.kept.entry(source.key).or_insert(tensor);
+        if !held.requires_grad() {
+            *held = held.f_detach().and_then(|alias| alias.f_set_requires_grad(true)).map_err(fail)?;
+        }
+        Ok(held.shallow_clone())
+    }
+
+    /// One tensor by its name, placed.
+    fn placed(&self, name: &str) -> Result<(&Source, Tensor)> {
         let source = self.shared.parts.iter().flatten().find(|source| source.info.name == name);
         let Some(source) = source else {
             let names = self.shared.parts.iter().flatten().map(|source| source.info.name.as_str());
@@ -408,8 +433,7 @@ impl Parts {
         };
         let mut tensors = self.shared.place(&[source])?;
         let tensor = tensors.pop().ok_or(Error::NoSuchPart { part: 0, parts: self.len() })?;
-        lock(&self.shared.state).kept.insert(source.key, tensor.shallow_clone());
-        Ok(tensor)
+        Ok((source, tensor))
     }
 
     /// The names of the tensors of `part`. One that is tied has the name of the other.

@@ -1,17 +1,47 @@
 //! Keys and values of positions that have been run already.
 
-use tch::{TchError, Tensor};
+use std::fmt;
 
-use crate::{Error, Result};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{Error, Point, Result, Site, error::At};
+
+/// What a cache has in common with every run that uses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CacheLayout {
+    /// Blocks of the model.
+    pub layers: usize,
+    /// Rows of the batch.
+    pub batch: i64,
+    /// Attention heads of a block.
+    pub heads: i64,
+    /// Width of one head.
+    pub d_head: i64,
+    /// Dtype of keys and values.
+    pub kind: Kind,
+    /// Where they lie.
+    pub device: Device,
+}
+
+impl fmt::Display for CacheLayout {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { layers, batch, heads, d_head, kind, device } = self;
+        write!(
+            formatter,
+            "{layers} blocks with {heads} heads of width {d_head} and {batch} rows, {kind:?} on {device:?}"
+        )
+    }
+}
 
 /// Keys and values of every block for the positions seen so far, so that a longer text costs only its new tokens.
 ///
-/// Starts empty and fits itself to the first run. A run that fails or is stopped leaves it as it was.
+/// Starts empty and fits itself to the first run; later runs must have the same [`CacheLayout`]. A run that fails or is
+/// stopped leaves it as it was. Nothing tells two models of the same sizes apart: use a cache with the model that filled it.
 #[derive(Debug, Default)]
 pub struct KvCache {
+    layout: Option<CacheLayout>,
     blocks: Vec<Option<Block>>,
     length: i64,
-    batch: i64,
 }
 
 #[derive(Debug)]
@@ -44,52 +74,62 @@ impl KvCache {
         self.blocks.iter().flatten().map(|block| size(&block.keys) + size(&block.values)).sum()
     }
 
-    /// Readies the cache for a run over `layers` blocks and `batch` rows.
-    pub(crate) fn begin(&mut self, layers: usize, batch: i64) -> Result<()> {
-        if self.length == 0 {
-            self.blocks = (0..layers).map(|_| None).collect();
-            self.batch = batch;
-        } else if (self.blocks.len(), self.batch) != (layers, batch) {
-            return Err(Error::CacheMismatch {
-                expected: format!("{layers} blocks and a batch of {batch}"),
-                found: format!("{} blocks and a batch of {}", self.blocks.len(), self.batch),
-            });
+    /// What the runs that use it must have in common; `None` before the first.
+    pub fn layout(&self) -> Option<CacheLayout> {
+        self.layout
+    }
+
+    /// Readies the cache for a run of this layout.
+    pub(crate) fn begin(&mut self, layout: CacheLayout) -> Result<()> {
+        match self.layout.filter(|_| self.length > 0) {
+            Some(found) if found != layout => Err(Error::CacheMismatch { expected: layout, found }),
+            Some(_) => Ok(()),
+            None => {
+                self.blocks = (0..layout.layers).map(|_| None).collect();
+                self.layout = Some(layout);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
     /// Adds keys and values (`[batch, head, position, d_head]`) of new positions and returns those of all positions.
     /// They count only after [`KvCache::commit`].
-    pub(crate) fn extend(
-        &mut self,
-        block: usize,
-        keys: &Tensor,
-        values: &Tensor,
-    ) -> Result<(Tensor, Tensor), TchError> {
-        let (start, new) = (self.length, keys.size4()?.2);
-        let end = start + new;
-        let Some(slot) = self.blocks.get_mut(block) else {
-            return Err(TchError::Shape(format!("the cache has no block {block}")));
-        };
-        let enough = slot.as_ref().is_some_and(|held| held.keys.size().get(2).is_some_and(|&capacity| capacity >= end));
-        if !enough {
-            let capacity = (end as u64).next_power_of_two().max(32) as i64;
-            *slot = Some(Block {
-                keys: grown(slot.as_ref().map(|held| &held.keys), keys, start, capacity)?,
-                values: grown(slot.as_ref().map(|held| &held.values), values, start, capacity)?,
-            });
-        }
-        let Some(held) = slot else {
-            return Err(TchError::Shape(format!("the cache has no block {block}")));
-        };
-        held.keys.f_narrow(2, start, new)?.f_copy_(keys)?;
-        held.values.f_narrow(2, start, new)?.f_copy_(values)?;
-        Ok((held.keys.f_narrow(2, 0, end)?, held.values.f_narrow(2, 0, end)?))
+    pub(crate) fn extend(&mut self, block: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+        let start = self.length;
+        let slot = self.blocks.get_mut(block);
+        let slot = slot.filter(|slot| start == 0 || slot.is_some());
+        let slot = slot.ok_or(Error::CacheIncomplete { block, positions: start })?;
+        extended(slot, keys, values, start).at(Site::block(block, Point::Pattern))
     }
 
     pub(crate) fn commit(&mut self, new: i64) {
         self.length += new;
     }
+}
+
+/// Keys and values of the first `start` positions and the new ones, which are put behind them.
+fn extended(
+    slot: &mut Option<Block>,
+    keys: &Tensor,
+    values: &Tensor,
+    start: i64,
+) -> Result<(Tensor, Tensor), TchError> {
+    let new = keys.size4()?.2;
+    let end = start + new;
+    let enough = |held: &Block| held.keys.size().get(2).is_some_and(|&capacity| capacity >= end);
+    let held = match slot {
+        Some(held) if enough(held) => held,
+        _ => {
+            let capacity = (end as u64).next_power_of_two().max(32) as i64;
+            let old = slot.as_ref();
+            let keys = grown(old.map(|held| &held.keys), keys, start, capacity)?;
+            let values = grown(old.map(|held| &held.values), values, start, capacity)?;
+            slot.insert(Block { keys, values })
+        }
+    };
+    held.keys.f_narrow(2, start, new)?.f_copy_(keys)?;
+    held.values.f_narrow(2, start, new)?.f_copy_(values)?;
+    Ok((held.keys.f_narrow(2, 0, end)?, held.values.f_narrow(2, 0, end)?))
 }
 
 fn grown(held: Option<&Tensor>, like: &Tensor, length: i64, capacity: i64) -> Result<Tensor, TchError> {
@@ -99,4 +139,23 @@ fn grown(held: Option<&Tensor>, like: &Tensor, length: i64, capacity: i64) -> Re
         room.f_narrow(2, 0, length)?.f_copy_(&held.f_narrow(2, 0, length)?)?;
     }
     Ok(room)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_was_never_filled_is_an_error() {
+        let layout = CacheLayout { layers: 2, batch: 1, heads: 1, d_head: 4, kind: Kind::Float, device: Device::Cpu };
+        let new = |length| Tensor::zeros([1, 1, length, 4], (Kind::Float, Device::Cpu));
+        let mut cache = KvCache::new();
+        cache.begin(layout).unwrap();
+        assert_eq!(cache.extend(0, &new(3), &new(3)).unwrap().0.size(), [1, 1, 3, 4]);
+        cache.commit(3);
+        assert_eq!(cache.extend(0, &new(2), &new(2)).unwrap().0.size(), [1, 1, 5, 4]);
+        let missing = cache.extend(1, &new(2), &new(2)).unwrap_err();
+        assert!(matches!(missing, Error::CacheIncomplete { block: 1, positions: 3 }), "{missing}");
+        assert!(matches!(cache.extend(2, &new(2), &new(2)), Err(Error::CacheIncomplete { block: 2, .. })));
+    }
 }

@@ -11,7 +11,8 @@
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Action, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage, attention,
+    Action, CacheLayout, Error, Factor, Input, KvCache, LogitsAt, Model, Observer, Point, Result, Site, Stage,
+    attention,
     attention::Masks,
     error::At,
     input::{Checked, Limits, Start},
@@ -41,6 +42,28 @@ impl From<Error> for Halt {
     }
 }
 
+/// Which block is the first to run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Begin {
+    block: usize,
+    /// Whether its attention half is already behind.
+    attended: bool,
+}
+
+impl Begin {
+    const FIRST: Self = Self { block: 0, attended: false };
+
+    fn of(start: &Start, layers: usize) -> Result<Self> {
+        let Start::Stream { site, .. } = start else { return Ok(Self::FIRST) };
+        match (site.stage, site.point) {
+            (Stage::Embedding, Point::Input) => Ok(Self::FIRST),
+            (Stage::Block(block), Point::ResidMid) if block < layers => Ok(Self { block, attended: true }),
+            (Stage::Block(block), Point::Output) if block < layers => Ok(Self { block: block + 1, attended: false }),
+            _ => Err(Error::BadStart { site: site.to_string() }),
+        }
+    }
+}
+
 struct Run<'a> {
     model: &'a Model,
     observer: &'a mut dyn Observer,
@@ -60,13 +83,18 @@ pub(crate) fn run(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let config = model.config();
-    let device = model.parts().device();
+    let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
     let cached = cache.as_ref().map_or(0, |cache| cache.len());
     let limits =
         Limits { vocabulary: config.vocabulary, positions: config.positions, d_model: config.d_model, cached, device };
+    let begin = Begin::of(&input.start, config.layers())?;
     let checked = input.check(&limits)?;
     if let Some(cache) = &mut cache {
-        cache.begin(config.layers(), checked.batch)?;
+        if let Some(site) = input.start_site().filter(|_| begin != Begin::FIRST) {
+            return Err(Error::CachedStart { site: site.to_string() });
+        }
+        let (heads, d_head) = (config.heads, config.d_head());
+        cache.begin(CacheLayout { layers: config.layers(), batch: checked.batch, heads, d_head, kind, device })?;
     }
     let mut run = Run {
         model,
@@ -78,7 +106,7 @@ pub(crate) fn run(
         length: checked.length,
         blocks_run: 0,
     };
-    let ended = run.all(input, &checked);
+    let ended = run.all(input, &checked, begin);
     let blocks_run = run.blocks_run;
     match ended {
         Ok(logits) => {
@@ -93,22 +121,14 @@ pub(crate) fn run(
 }
 
 impl Run<'_> {
-    fn all(&mut self, input: &Input, checked: &Checked) -> Result<Tensor, Halt> {
+    fn all(&mut self, input: &Input, checked: &Checked, begin: Begin) -> Result<Tensor, Halt> {
         let layers = self.model.config().layers();
-        // The first block to run, and whether its attention half is already behind.
-        let (mut x, first, mut attended) = match &input.start {
-            Start::Tokens(_) => (self.embed(checked)?, 0, false),
-            Start::Stream { site, stream } => {
-                let stream = self.show(*site, self.at_home(stream).at(*site)?)?;
-                match (site.stage, site.point) {
-                    (Stage::Embedding, Point::Input) => (stream, 0, false),
-                    (Stage::Block(block), Point::ResidMid) if block < layers => (stream, block, true),
-                    (Stage::Block(block), Point::Output) if block < layers => (stream, block + 1, false),
-                    _ => return Err(Error::BadStart { site: site.to_string() }.into()),
-                }
-            }
+        let mut x = match &input.start {
+            Start::Tokens(_) => self.embed(checked)?,
+            Start::Stream { site, stream } => self.show(*site, self.at_home(stream).at(*site)?)?,
         };
-        for block in first..layers {
+        let mut attended = begin.attended;
+        for block in begin.block..layers {
             self.blocks_run += 1;
             let next = if self.ends_in(Stage::Block(block)) { None } else { Some(weights::block(block + 1)) };
             let tensors = self.model.parts().get(weights::block(block), next).map_err(Error::from)?;
@@ -116,7 +136,7 @@ impl Run<'_> {
             x = self.block(block, &weights, x, attended)?;
             attended = false;
         }
-        self.head(x, input.logits_at)
+        self.head(x, input.logits_at, checked.attended.as_ref())
     }
 
     /// Shows a value to the observer; gives back the value to go on with.
@@ -230,10 +250,10 @@ impl Run<'_> {
         };
         let queries = split(queries, Point::HeadQuery)?;
         let (mut keys, mut values) = (split(keys, Point::HeadKey)?, split(values, Point::HeadValue)?);
-        let at = site(Point::Pattern);
         if let Some(cache) = &mut self.cache {
-            (keys, values) = cache.extend(block, &keys, &values).at(at)?;
+            (keys, values) = cache.extend(block, &keys, &values)?;
         }
+        let at = site(Point::Pattern);
         let settings = config.blocks.get(block).copied().ok_or_else(|| Error::BadStart { site: at.to_string() })?;
         let seen = self.observer.wants(site(Point::Scores)) || self.observer.wants(at);
         // Gradients reach a pattern only if the values are multiplied by that very one.
@@ -257,17 +277,25 @@ impl Run<'_> {
         let z = self.show(at, z)?;
         let at = site(Point::AttentionOutput);
         let each = site(Point::HeadOutput);
-        let added = if self.observer.wants(each) {
-            let outputs = self.show(each, weights.attention_output.each_head(&z).at(each)?)?;
-            weights.attention_output.sum_heads(&outputs)
-        } else {
-            let joined = z.f_reshape([batch, length, heads * d_head]).at(at)?;
-            weights.attention_output.apply(&joined)
+        let mut outputs = None;
+        if self.observer.wants(each) {
+            let made = weights.attention_output.each_head(&z).at(each)?;
+            let recorded = made.requires_grad();
+            let (made, replaced) = self.show_and_tell(each, made)?;
+            // As with the pattern: who only looks changes nothing, and gradients reach what was seen.
+            outputs = Some(made).filter(|_| replaced || recorded);
+        }
+        let added = match outputs {
+            Some(outputs) => weights.attention_output.sum_heads(&outputs),
+            None => {
+                let joined = z.f_reshape([batch, length, heads * d_head]).at(at)?;
+                weights.attention_output.apply(&joined)
+            }
         };
         self.show(at, added.at(at)?)
     }
 
-    fn head(&mut self, x: Tensor, logits_at: LogitsAt) -> Result<Tensor, Halt> {
+    fn head(&mut self, x: Tensor, logits_at: LogitsAt, attended: Option<&Tensor>) -> Result<Tensor, Halt> {
         let config = self.model.config();
         let layers = config.layers();
         let parts = self.model.parts();
@@ -278,13 +306,26 @@ impl Run<'_> {
         let normed = norm.apply(&x, config.layer_norm_epsilon).at(Site::FINAL_NORM)?;
         let mut normed = self.show(Site::FINAL_NORM, normed)?;
         if logits_at == LogitsAt::Last {
-            normed = normed.f_narrow(1, self.length - 1, 1).at(Site::LOGITS)?;
+            normed = last_tokens(&normed, attended).at(Site::LOGITS)?;
         }
         let unembedding = self.model.unembedding()?;
         let factor = if self.model.numerics().alike_rows { Factor::alike(&normed) } else { Factor::new(&normed) };
         let logits = factor.and_then(|x| x.times_transposed(&unembedding, None)).at(Site::LOGITS)?;
         self.show(Site::LOGITS, logits)
     }
+}
+
+/// Each row's last position that is not padding, `[batch, 1, d_model]` of `[batch, position, d_model]`. `attended` is
+/// `[batch, cached and new positions]`.
+fn last_tokens(stream: &Tensor, attended: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let (batch, length, width) = stream.size3()?;
+    let Some(attended) = attended else { return stream.f_narrow(1, length - 1, 1) };
+    let new = attended.f_narrow(1, attended.size2()?.1 - length, length)?;
+    let columns = Tensor::f_arange(length, (Kind::Int64, stream.device()))?;
+    // Every token counts for more than any padding, and the later of two for more than the earlier.
+    let weights = new.f_to_kind(Kind::Int64)?.f_mul_scalar(length)?.f_add(&columns)?;
+    let last = weights.f_argmax(1, true)?.f_unsqueeze(2)?;
+    stream.f_gather(1, &last.f_expand([batch, 1, width], false)?, false)
 }
 
 fn check_replacement(site: Site, value: &Tensor, other: &Tensor) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use tch::TchError;
 
-use crate::Site;
+use crate::{CacheLayout, Site};
 
 /// A result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -19,6 +19,32 @@ pub enum Error {
     Config {
         /// Which field, what was expected, what was found.
         problem: String,
+    },
+    /// A number of the config is not one that a model can have.
+    #[error("config.json: {field} is {found}, expected {expected}")]
+    ConfigNumber {
+        /// Which number.
+        field: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        expected: String,
+    },
+    /// The heads do not divide the residual stream evenly.
+    #[error("config.json: the hidden size {d_model} is not a multiple of the {heads} heads")]
+    HeadWidth {
+        /// Width of the residual stream.
+        d_model: i64,
+        /// Attention heads of a block.
+        heads: i64,
+    },
+    /// GPT-Neo's list of attention kinds is for another number of layers.
+    #[error("config.json: attention_types describes {described} layers, num_layers is {layers}")]
+    AttentionTypes {
+        /// Layers that `attention_types` has kinds for.
+        described: u64,
+        /// The config's `num_layers`.
+        layers: u64,
     },
     /// A model family that this crate does not know.
     #[error("config.json: model_type {found:?} is not supported; supported: {}", .supported.join(", "))]
@@ -103,13 +129,29 @@ pub enum Error {
         /// Where it was to start.
         site: String,
     },
-    /// The cache was filled by another kind of run.
-    #[error("the cache holds {found}, this run needs {expected}")]
+    /// The cache was filled by another kind of run, or by another model.
+    #[error("the cache holds {found}; this run needs {expected}")]
     CacheMismatch {
         /// What the run needs.
-        expected: String,
+        expected: CacheLayout,
         /// What the cache holds.
-        found: String,
+        found: CacheLayout,
+    },
+    /// A run that skips blocks cannot fill a cache: they would have neither keys nor values.
+    #[error(
+        "a run with a cache cannot start at {site}: the blocks before it would stay empty; start at input or with tokens"
+    )]
+    CachedStart {
+        /// Where it was to start.
+        site: String,
+    },
+    /// The cache has no keys and values of a block.
+    #[error("the cache has {positions} positions, but nothing of block {block}")]
+    CacheIncomplete {
+        /// The block.
+        block: usize,
+        /// Positions in the cache.
+        positions: i64,
     },
     /// An option of generation that makes no sense.
     #[error("{setting} is {found}, expected {expected}")]

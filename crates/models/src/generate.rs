@@ -200,8 +200,8 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Runs the pending columns and gives the logits after the last one, each row's in f32 on the CPU.
-    fn next_logits(&mut self) -> Result<Vec<Vec<f32>>> {
+    /// Runs the pending columns and gives the logits after the last one, each row's on the CPU.
+    fn next_logits(&mut self) -> Result<Vec<Vec<f64>>> {
         let columns = self.cache.len() + self.pending.first().map_or(0, Vec::len) as i64;
         let mut input = Input::from_rows(&self.pending)?.logits_at(LogitsAt::Last);
         let width = self.prompts.iter().max().copied().unwrap_or(0);
@@ -216,13 +216,13 @@ impl<'a> Run<'a> {
         // Nothing stops a run that nobody observes.
         let logits = outcome.logits.ok_or(Error::EmptyInput)?;
         let read = || {
-            let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
-            let mut values = vec![0.0_f32; logits.numel()];
+            let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?;
+            let mut values = vec![0.0_f64; logits.numel()];
             logits.f_copy_data(&mut values, logits.numel())?;
             Ok(values)
         };
         let values = read().map_err(Error::torch("the logits of the last position"))?;
-        Ok(values.chunks(self.model.config().vocabulary as usize).map(<[f32]>::to_vec).collect())
+        Ok(values.chunks(self.model.config().vocabulary as usize).map(<[f64]>::to_vec).collect())
     }
 
     /// `[batch, columns]`, zero where a prompt of width `width` was padded.
@@ -239,7 +239,7 @@ impl<'a> Run<'a> {
     /// Chooses a token for every row that has not ended.
     fn choose(
         &mut self,
-        logits: Vec<Vec<f32>>,
+        logits: Vec<Vec<f64>>,
         step: usize,
         on_token: &mut impl FnMut(NewToken) -> ControlFlow<()>,
     ) -> Result<()> {
@@ -256,7 +256,7 @@ impl<'a> Run<'a> {
                 continue;
             }
             let usable =
-                logits.iter().all(|logit| *logit < f32::INFINITY) && logits.iter().any(|logit| logit.is_finite());
+                logits.iter().all(|logit| *logit < f64::INFINITY) && logits.iter().any(|logit| logit.is_finite());
             if !usable {
                 return Err(Error::LogitsNotFinite { row: index, position: row.len() - 1 });
             }

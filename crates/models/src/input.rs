@@ -10,7 +10,8 @@ pub enum LogitsAt {
     /// At all of them.
     #[default]
     All,
-    /// At the last one: what generation needs. The `lm_head` site then has one position.
+    /// At each row's last token, wherever its padding is: what generation needs. The `lm_head` site then has one position.
+    /// In a row of padding alone it is the last column.
     Last,
 }
 
@@ -129,6 +130,36 @@ impl Input {
         }
     }
 
+    /// Which positions of the value at `site` are tokens and which are padding, `[batch, position]` of Bool; `None` where
+    /// all are tokens. With a cache, these are the new positions.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InputShape`] for a mask that does not fit, [`Error::Torch`].
+    pub fn attended(&self, site: Site) -> Result<Option<Tensor>> {
+        let Some(mask) = &self.attention_mask else { return Ok(None) };
+        if site == Site::LOGITS && self.logits_at == LogitsAt::Last {
+            return Ok(None);
+        }
+        let shape = self.shape();
+        let (batch, length) = (shape.first().copied().unwrap_or(0), shape.get(1).copied().unwrap_or(0));
+        match mask.size()[..] {
+            [rows, total] if rows == batch && total >= length => {
+                let own = mask.f_narrow(1, total - length, length).and_then(|own| own.f_ne(0));
+                Ok(Some(own.map_err(Error::torch("the attention mask"))?))
+            }
+            _ => Err(mismatch("attention_mask", &[batch, length], mask.size())),
+        }
+    }
+
+    /// `[batch, position]` and, of a stream, `d_model`; not checked.
+    fn shape(&self) -> Vec<i64> {
+        match &self.start {
+            Start::Tokens(ids) => ids.size(),
+            Start::Stream { stream, .. } => stream.size(),
+        }
+    }
+
     /// Which logits to compute.
     pub fn logits_at(mut self, at: LogitsAt) -> Self {
         self.logits_at = at;
@@ -158,10 +189,7 @@ pub(crate) struct Limits {
 
 impl Input {
     pub(crate) fn check(&self, limits: &Limits) -> Result<Checked> {
-        let shape = match &self.start {
-            Start::Tokens(ids) => ids.size(),
-            Start::Stream { stream, .. } => stream.size(),
-        };
+        let shape = self.shape();
         let (batch, length) = match (&self.start, &shape[..]) {
             (Start::Tokens(_), &[batch, length]) => (batch, length),
             (Start::Stream { .. }, &[batch, length, width]) if width == limits.d_model => (batch, length),

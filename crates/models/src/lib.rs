@@ -35,7 +35,7 @@ mod site;
 mod weights;
 
 pub use activation::Activation;
-pub use cache::KvCache;
+pub use cache::{CacheLayout, KvCache};
 pub use config::{AttentionKind, BlockAttention, Config};
 pub use decoder::Outcome;
 pub use error::{Error, Result};
@@ -47,5 +47,6 @@ pub use lowmem::{first_line, prepare_libtorch};
 pub use model::Model;
 pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
+pub use random::Random;
 pub use sampling::Sampling;
 pub use site::{Point, Site, SiteInfo, Sites, Stage};

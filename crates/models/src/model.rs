@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use lowmem::{Checkpoint, ExtraTensors, LoadOptions, LoadReport, Parts};
+use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -12,13 +12,25 @@ use crate::{
 
 /// A GPT-2 or GPT-Neo model.
 ///
-/// Runs take `&self` and leave nothing behind. A model is [`Send`]: it can be built on one thread and used on another,
-/// or by several one after the other.
+/// Runs take `&self` and leave nothing behind. A model is [`Send`] and [`Sync`]: several threads may run it at once, and
+/// each gets the bits that it would get alone. Threads wait for each other while a part is placed. With streamed weights
+/// every run places its parts for itself: what is read ahead for one is of no use to another, which costs time, and each
+/// run holds its own parts, which costs memory.
+///
+/// [`Model::trainable`] may be called while others run: those runs go on without gradients. Backward passes on several
+/// threads add to the same gradients, in no particular order; an optimizer's step changes what runs under way read, so
+/// let none be under way. Tensors that the model gives out share its storage: whoever writes into one writes for all.
 pub struct Model {
     config: Config,
     parts: Parts,
     numerics: Numerics,
 }
+
+// Runs on several threads are promised, not only possible as it happens.
+const _: () = {
+    const fn shared<T: Send + Sync>() {}
+    shared::<Model>();
+};
 
 impl Model {
     /// Opens a checkpoint: reads `config.json`, compares every tensor's name and shape with what the config implies, and
@@ -28,13 +40,12 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`Error::UnsupportedModelType`], [`Error::Config`]; [`lowmem::Error::MissingTensor`] or
-    /// [`lowmem::Error::Misshapen`] naming the tensor; with [`ExtraTensors::Refuse`] also
-    /// [`lowmem::Error::ExtraTensors`].
+    /// Whatever [`Config::from_json`] refuses; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`] naming the
+    /// tensor; with [`ExtraTensors::Refuse`] also [`lowmem::Error::ExtraTensors`].
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
-        let requests = weights::parts(&config, &spelling);
+        let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling));
         let ignored = weights::ignored(checkpoint.index(), &config, &spelling);
         let known: HashSet<&str> = requests
             .iter()
@@ -57,30 +68,39 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
+    /// Those of [`Config::check`]; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
     pub fn from_tensors(config: Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
-        let parts = Parts::from_tensors(tensors, weights::parts(&config, &Spelling::standard(&config)))?;
+        config.check()?;
+        let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
+        let parts = Parts::from_tensors(tensors, requests)?;
         Ok(Self { config, parts, numerics: Numerics::FAST })
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
-    /// norms one, residual projections scaled by `1 / sqrt(2 layers)`. The same seed gives the same weights.
+    /// norms one, residual projections scaled by `1 / sqrt(2 layers)`. The same seed gives the same weights on every machine
+    /// and any number of threads ([`crate::Random`]); libtorch's generator is neither used nor changed.
     ///
     /// # Errors
     ///
-    /// [`Error::Torch`] when memory runs out.
-    pub fn random(config: Config, seed: i64) -> Result<Self> {
+    /// Those of [`Config::check`]; [`Error::Torch`] when memory runs out.
+    pub fn random(config: Config, seed: u64) -> Result<Self> {
         let tensors = random::tensors(&config, seed)?;
         Self::from_tensors(config, &tensors)
     }
 
     /// Names and shapes of all tensors of a model with this config, in the order of its parts, as `save_pretrained` names
     /// them. Tied weights appear once.
-    pub fn tensor_shapes(config: &Config) -> Vec<(String, Vec<i64>)> {
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Config::check`].
+    pub fn tensor_shapes(config: &Config) -> Result<Vec<(String, Vec<i64>)>> {
+        config.check()?;
         let mut seen = HashSet::new();
-        let parts = weights::parts(config, &Spelling::standard(config));
-        let tensors = parts.into_iter().flat_map(|part| part.tensors);
-        tensors.filter(|tensor| seen.insert(tensor.name.clone())).map(|tensor| (tensor.name, tensor.shape)).collect()
+        let spelling = Spelling::standard(config);
+        let tensors = weights::parts(config, &spelling).flat_map(|part| part.tensors);
+        let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
+        Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
     }
 
     /// The same model computing in another way where there are several.
@@ -128,9 +148,13 @@ impl Model {
 
     /// As [`Model::forward`], reading earlier positions from the cache and adding the new ones when the run completes.
     ///
+    /// Every block must run, so that every block has keys and values of every position: the input is token ids, or a
+    /// stream at `input`.
+    ///
     /// # Errors
     ///
-    /// As [`Model::forward`], and [`Error::CacheMismatch`].
+    /// As [`Model::forward`]; before anything is computed [`Error::CachedStart`] for a run that starts after `input`, and
+    /// [`Error::CacheMismatch`] for a cache that another kind of run, or a model of other sizes, dtype or device, filled.
     pub fn forward_cached(&self, input: &Input, cache: &mut KvCache, observer: &mut dyn Observer) -> Result<Outcome> {
         decoder::run(self, input, Some(cache), observer)
     }
@@ -168,26 +192,63 @@ impl Model {
         tensors.into_iter().next().ok_or_else(|| Error::Config { problem: "the model has no unembedding".into() })
     }
 
-    /// Makes every tensor of these parts a leaf that gradients are collected for, and returns them by name. Part 0 is the
+    /// Gives every tensor of these parts a leaf that gradients are collected for, and returns the leaves by name. Part 0 is the
     /// embedding, part `i + 1` is block `i`. Weights that share storage appear once.
     ///
     /// With mapped weights the optimizer changes private pages; the file is never written.
     ///
     /// # Errors
     ///
-    /// [`Error::Weights`], [`Error::Torch`].
+    /// [`Error::Weights`].
     pub fn trainable(&self, parts: impl IntoIterator<Item = usize>) -> Result<Vec<(String, Tensor)>> {
         let mut seen = HashSet::new();
         let mut tensors = Vec::new();
         for part in parts {
             for name in self.parts.names(part)? {
                 if seen.insert(name) {
-                    let tensor = self.parts.keep(name)?;
-                    let leaf = tensor.f_set_requires_grad(true).map_err(Error::torch(name))?;
-                    tensors.push((name.to_owned(), leaf));
+                    tensors.push((name.to_owned(), self.parts.leaf(name)?));
                 }
             }
         }
         Ok(tensors)
+    }
+}
+
+/// The parts up to the first that lacks a tensor, that one included: what is missing is known then, and a config may claim
+/// many more layers than the checkpoint has.
+fn until_missing(index: &Index, parts: impl Iterator<Item = PartRequest>) -> Vec<PartRequest> {
+    let mut requests = Vec::new();
+    for part in parts {
+        let whole = part.tensors.iter().all(|tensor| index.get(&tensor.name).is_some());
+        requests.push(part);
+        if !whole {
+            break;
+        }
+    }
+    requests
+}
+
+#[cfg(test)]
+mod tests {
+    use lowmem::TensorRequest;
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn layers_that_the_checkpoint_lacks_are_not_even_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let tensor = |block: usize| (format!("h.{block}.weight"), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        lowmem::save_safetensors(&path, &[tensor(0), tensor(1), tensor(2)]).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let endless = (0..).map(|block: usize| {
+            let label = format!("h.{block}");
+            PartRequest { tensors: vec![TensorRequest::new(format!("{label}.weight"), [1])], label }
+        });
+        let requests = until_missing(checkpoint.index(), endless);
+        assert_eq!(requests.last().map(|part| part.label.as_str()), Some("h.3"));
+        let missing = Parts::new(&checkpoint, requests, &LoadOptions::default()).err();
+        assert!(matches!(missing, Some(lowmem::Error::MissingTensor { tensor, .. }) if tensor == "h.3.weight"));
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! The steps are Hugging Face's `LogitsProcessor`s, in the order in which `generate` applies them: repetition penalty;
 //! and, when sampling, temperature, top-k, top-p. They work on plain numbers on the CPU, so that the same logits and the
-//! same seed give the same token on every device and whatever else has used libtorch's generator.
+//! same seed give the same token on every device and whatever else has used libtorch's generator. The numbers are f64: a
+//! temperature may be any positive one, and probabilities are summed without loss.
 
 use std::collections::HashSet;
 
-use crate::{Error, Result};
+use crate::{Error, Random, Result};
 
 /// How tokens are drawn when not the likeliest one is taken.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,19 +42,22 @@ impl Sampling {
 
     /// Draws token number `step` of row `row`. `logits` are changed on the way; they must be finite or `-inf`, and one of
     /// them finite.
-    pub(crate) fn draw(&self, logits: &mut [f32], row: usize, step: usize) -> usize {
-        if self.temperature != 1.0 {
-            logits.iter_mut().for_each(|logit| *logit /= self.temperature as f32);
-        }
+    pub(crate) fn draw(&self, logits: &mut [f64], row: usize, step: usize) -> usize {
+        // Before the temperature, which keeps the order but may make equals of what is not.
         if let Some(k) = self.top_k {
             keep_top_k(logits, k);
         }
+        // The most likely token's is 0 whatever the temperature; the others' may become `-inf`, never infinite or NaN.
+        let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        logits.iter_mut().for_each(|logit| *logit = (*logit - most) / self.temperature);
         if let Some(p) = self.top_p.filter(|&p| p < 1.0) {
             keep_top_p(logits, p);
         }
         let weights = weights(logits);
         let total: f64 = weights.iter().sum();
-        let place = uniform(self.seed, row as u64, step as u64) * total;
+        // By row and step alone, so that a row does not depend on when others end.
+        let random = Random::new(self.seed).branch(row as u64).branch(step as u64);
+        let place = random.uniform(0) * total;
         let mut below = 0.0;
         let mut last = 0;
         for (id, &weight) in weights.iter().enumerate().filter(|(_, weight)| **weight > 0.0) {
@@ -77,9 +81,9 @@ pub(crate) fn positive(setting: &'static str, found: f64) -> Result<()> {
 }
 
 /// The likeliest token, the first of equals.
-pub(crate) fn likeliest(logits: &[f32]) -> usize {
+pub(crate) fn likeliest(logits: &[f64]) -> usize {
     let mut best = 0;
-    let mut most = f32::NEG_INFINITY;
+    let mut most = f64::NEG_INFINITY;
     for (id, &logit) in logits.iter().enumerate() {
         if logit > most {
             (best, most) = (id, logit);
@@ -89,67 +93,58 @@ pub(crate) fn likeliest(logits: &[f32]) -> usize {
 }
 
 /// Makes tokens that occurred less likely (Keskar et al., 2019): positive logits are divided, negative ones multiplied.
-pub(crate) fn penalize_repetition<'a>(logits: &mut [f32], seen: impl Iterator<Item = &'a i64>, penalty: f64) {
+pub(crate) fn penalize_repetition<'a>(logits: &mut [f64], seen: impl Iterator<Item = &'a i64>, penalty: f64) {
     let distinct: HashSet<&i64> = seen.collect();
     for &id in distinct {
-        if let Some(logit) = usize::try_from(id).ok().and_then(|id| logits.get_mut(id)) {
-            *logit = if *logit < 0.0 { *logit * penalty as f32 } else { *logit / penalty as f32 };
+        if let Some(logit) =
+            usize::try_from(id).ok().and_then(|id| logits.get_mut(id)).filter(|logit| logit.is_finite())
+        {
+            let changed = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+            // Finite logits stay finite, so that differences between them exist.
+            *logit = changed.clamp(f64::MIN / 4.0, f64::MAX / 4.0);
         }
     }
 }
 
-fn keep_top_k(logits: &mut [f32], k: usize) {
+fn keep_top_k(logits: &mut [f64], k: usize) {
     if k >= logits.len() {
         return;
     }
     let mut sorted = logits.to_vec();
     let (_, &mut least, _) = sorted.select_nth_unstable_by(k - 1, |a, b| b.total_cmp(a));
     // Not by rank: what ties with the last one stays.
-    logits.iter_mut().filter(|logit| **logit < least).for_each(|logit| *logit = f32::NEG_INFINITY);
+    logits.iter_mut().filter(|logit| **logit < least).for_each(|logit| *logit = f64::NEG_INFINITY);
 }
 
-fn keep_top_p(logits: &mut [f32], p: f64) {
+fn keep_top_p(logits: &mut [f64], p: f64) {
     let weights = weights(logits);
-    let total: f64 = weights.iter().sum();
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    // In the order of the sums below, so that rounding cannot make the whole differ from the sum of all.
+    let total: f64 = order.iter().map(|&id| weights[id]).sum();
     let mut above = 0.0;
     for (rank, id) in order.into_iter().enumerate() {
         // The likeliest stays whatever `p` is.
         if rank > 0 && above >= p * total {
-            logits[id] = f32::NEG_INFINITY;
+            logits[id] = f64::NEG_INFINITY;
         }
         above += weights[id];
     }
 }
 
 /// Probabilities up to a factor.
-fn weights(logits: &[f32]) -> Vec<f64> {
-    let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    logits.iter().map(|&logit| f64::from(logit - most).exp()).collect()
-}
-
-/// A number in `0..1` that depends on seed, row and step alone, so a row does not depend on when others end.
-fn uniform(seed: u64, row: u64, step: u64) -> f64 {
-    let bits = mix(mix(mix(seed).wrapping_add(row)).wrapping_add(step));
-    (bits >> 11) as f64 / (1_u64 << 53) as f64
-}
-
-/// One step of SplitMix64 (Steele et al., 2014).
-fn mix(state: u64) -> u64 {
-    let mut x = state.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    x ^ (x >> 31)
+fn weights(logits: &[f64]) -> Vec<f64> {
+    let most = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    logits.iter().map(|&logit| (logit - most).exp()).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LOGITS: [f32; 6] = [1.0, -2.0, 3.0, 3.0, 0.5, -0.25];
+    const LOGITS: [f64; 6] = [1.0, -2.0, 3.0, 3.0, 0.5, -0.25];
 
-    fn kept(logits: &[f32]) -> Vec<usize> {
+    fn kept(logits: &[f64]) -> Vec<usize> {
         (0..logits.len()).filter(|&id| logits[id].is_finite()).collect()
     }
 
@@ -173,9 +168,9 @@ mod tests {
 
     #[test]
     fn top_p_keeps_the_token_that_crosses_the_threshold() {
-        let probabilities = [0.5_f32, 0.3, 0.15, 0.05];
+        let probabilities = [0.5_f64, 0.3, 0.15, 0.05];
         for (p, expected) in [(0.01, 1), (0.49, 1), (0.51, 2), (0.79, 2), (0.81, 3), (0.96, 4)] {
-            let mut logits = probabilities.map(f32::ln);
+            let mut logits = probabilities.map(f64::ln);
             keep_top_p(&mut logits, p);
             assert_eq!(kept(&logits), (0..expected).collect::<Vec<_>>(), "{p}");
         }
@@ -183,12 +178,12 @@ mod tests {
 
     #[test]
     fn draws_follow_the_distribution_and_the_seed() {
-        let probabilities = [0.5_f32, 0.0, 0.3, 0.2];
+        let probabilities = [0.5_f64, 0.0, 0.3, 0.2];
         let sampling = Sampling { seed: 7, ..Sampling::default() };
-        let draw = |sampling: &Sampling, step| sampling.draw(&mut probabilities.map(f32::ln), 0, step);
+        let draw = |sampling: &Sampling, step| sampling.draw(&mut probabilities.map(f64::ln), 0, step);
         let draws: Vec<usize> = (0..20_000).map(|step| draw(&sampling, step)).collect();
         for (id, probability) in probabilities.into_iter().enumerate() {
-            let share = draws.iter().filter(|&&drawn| drawn == id).count() as f32 / draws.len() as f32;
+            let share = draws.iter().filter(|&&drawn| drawn == id).count() as f64 / draws.len() as f64;
             assert!((share - probability).abs() < 0.015, "token {id}: {share} instead of {probability}");
         }
         assert!(draws[1..100] == (1..100).map(|step| draw(&sampling, step)).collect::<Vec<_>>()[..]);
@@ -200,6 +195,68 @@ mod tests {
     fn a_low_temperature_takes_the_likeliest() {
         let sampling = Sampling { temperature: 1e-3, ..Sampling::default() };
         assert!((0..100).all(|step| sampling.draw(&mut [1.0, 1.1, 0.9], 0, step) == 1));
+    }
+
+    #[test]
+    fn any_positive_temperature_gives_a_distribution() {
+        // 3.0 twice: at temperatures that let nothing else through, the two are equally likely.
+        let shares = |temperature: f64, top_p: Option<f64>| {
+            let sampling = Sampling { temperature, top_p, ..Sampling::default() };
+            let mut shares = [0_usize; LOGITS.len()];
+            (0..2000).for_each(|step| shares[sampling.draw(&mut { LOGITS }, 0, step)] += 1);
+            shares
+        };
+        for temperature in [5e-324, 1e-320, 1e-50, f64::from(f32::MIN_POSITIVE), 1e-10] {
+            let both = shares(temperature, None);
+            assert_eq!(both[2] + both[3], 2000, "{temperature:e}: {both:?}");
+            assert!(both[2].abs_diff(1000) < 150, "{temperature:e}: {both:?}");
+            // Half of the probability is the first's.
+            assert_eq!(shares(temperature, Some(0.4)), [0, 0, 2000, 0, 0, 0]);
+        }
+        // And at those that level everything.
+        for temperature in [1e50, 1e300, f64::MAX] {
+            assert!(shares(temperature, None).iter().all(|share| share.abs_diff(333) < 100), "{temperature:e}");
+        }
+    }
+
+    #[test]
+    fn a_tiny_difference_decides_at_a_tiny_temperature() {
+        let below = f64::from(f32::from_bits(3.0_f32.to_bits() - 1));
+        for temperature in [5e-324, 1e-50, f64::from(f32::MIN_POSITIVE)] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            assert!((0..100).all(|step| sampling.draw(&mut [below, 3.0, below, f64::NEG_INFINITY], 0, step) == 1));
+        }
+    }
+
+    #[test]
+    fn top_k_keeps_its_tokens_apart_at_any_temperature() {
+        // Divided by so much, all three are zero.
+        let sampling = Sampling { temperature: 1e300, top_k: Some(1), ..Sampling::default() };
+        let logits = [0.0, 1e-30, 2e-30];
+        assert!((0..50).all(|step| sampling.draw(&mut { logits }, 0, step) == 2));
+    }
+
+    #[test]
+    fn top_p_of_nearly_one_keeps_all_and_of_nearly_none_the_first() {
+        let mut logits: Vec<f64> = (0..50_000).map(|id| -f64::from(id % 97) / 50.0).collect();
+        keep_top_p(&mut logits, 1.0 - f64::EPSILON / 2.0);
+        assert_eq!(kept(&logits).len(), 50_000);
+        for p in [5e-324, f64::MIN_POSITIVE, 1e-50] {
+            let mut logits = LOGITS;
+            keep_top_p(&mut logits, p);
+            assert_eq!(kept(&logits), [2]);
+        }
+    }
+
+    #[test]
+    fn any_penalty_leaves_finite_logits_finite() {
+        for penalty in [5e-324, 1e-50, 1e50, f64::MAX] {
+            let mut logits = [1.0, -1.0, 0.0, f64::NEG_INFINITY];
+            penalize_repetition(&mut logits, [0, 1, 2, 3].iter(), penalty);
+            assert!(logits[..3].iter().all(|logit| logit.is_finite()), "{penalty:e}: {logits:?}");
+            assert_eq!((logits[2], logits[3]), (0.0, f64::NEG_INFINITY));
+            assert!(Sampling::default().draw(&mut logits, 0, 0) < 3);
+        }
     }
 
     #[test]

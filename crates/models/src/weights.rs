@@ -60,29 +60,25 @@ impl Spelling {
     }
 }
 
-/// The parts of a model, in order.
-pub(crate) fn parts(config: &Config, spelling: &Spelling) -> Vec<PartRequest> {
+/// The parts of a model, in order, each made when its turn comes.
+pub(crate) fn parts<'a>(config: &'a Config, spelling: &'a Spelling) -> impl Iterator<Item = PartRequest> + 'a {
     let prefix = spelling.prefix;
     let d_model = config.d_model;
-    let mut parts = vec![PartRequest {
-        label: "embedding".into(),
-        tensors: vec![
-            TensorRequest::new(&spelling.tokens, [config.vocabulary, d_model]),
-            TensorRequest::new(format!("{prefix}wpe.weight"), [config.positions, d_model]),
-        ],
-    }];
-    for index in 0..config.layers() {
+    let part = |label: &str, tensors: Vec<TensorRequest>| PartRequest { label: label.into(), tensors };
+    let embedding = vec![
+        TensorRequest::new(&spelling.tokens, [config.vocabulary, d_model]),
+        TensorRequest::new(format!("{prefix}wpe.weight"), [config.positions, d_model]),
+    ];
+    let blocks = (0..config.layers()).map(move |index| {
         let label = format!("h.{index}");
-        let tensors = block_tensors(config, &format!("{prefix}{label}."));
-        parts.push(PartRequest { label, tensors });
-    }
-    parts.push(PartRequest { label: "ln_f".into(), tensors: norm_tensors(&format!("{prefix}ln_f"), d_model).into() });
+        part(&label, block_tensors(config, &format!("{prefix}{label}.")))
+    });
+    let norm = norm_tensors(&format!("{prefix}ln_f"), d_model).into();
     let mut head = TensorRequest::new(&spelling.head, [config.vocabulary, d_model]);
     if config.tied && spelling.head != spelling.tokens {
         head = head.tied_to(&spelling.tokens);
     }
-    parts.push(PartRequest { label: "lm_head".into(), tensors: vec![head] });
-    parts
+    std::iter::once(part("embedding", embedding)).chain(blocks).chain([part("ln_f", norm), part("lm_head", vec![head])])
 }
 
 fn norm_tensors(name: &str, width: i64) -> [TensorRequest; 2] {

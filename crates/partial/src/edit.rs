@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use models::{Point, Site};
+use models::{Input, Point, Site};
 use tch::{TchError, Tensor};
 
 use crate::{Error, Result};
@@ -75,8 +75,9 @@ impl Edit {
         Self::new(Change::Zero)
     }
 
-    /// Puts in the mean over batch and positions of this very run. For the mean over a data set, compute it and use
-    /// [`Edit::replace`].
+    /// Puts in the mean over batch and positions of this very run: over tokens, that is, not over what the attention mask
+    /// says is padding, and with a cache over the new positions. Like every edit it acts at padding too, where no token
+    /// looks. For the mean over a data set, compute it and use [`Edit::replace`].
     pub fn mean() -> Self {
         Self::new(Change::Mean)
     }
@@ -105,8 +106,8 @@ impl Edit {
         Ok(())
     }
 
-    /// The value after the change.
-    pub(crate) fn apply(&self, site: Site, value: &Tensor) -> Result<Tensor> {
+    /// The value after the change, in a run over `input`.
+    pub(crate) fn apply(&self, site: Site, value: &Tensor, input: &Input) -> Result<Tensor> {
         let torch = |source| Error::Torch { at: site.to_string(), source };
         let choose = |tensor: &Tensor| -> Result<Tensor> {
             let mut chosen = tensor.shallow_clone();
@@ -125,7 +126,7 @@ impl Edit {
             Change::Add(term) => home(term).and_then(|term| old.f_add(&term)),
             Change::Scale(factor) => old.f_mul_scalar(*factor),
             Change::Zero => old.f_zeros_like(),
-            Change::Mean => mean(site, &old),
+            Change::Mean => Ok(self.mean_of_tokens(site, &old, input)?),
             Change::With(function) => function(&old).and_then(|new| home(&new)),
         };
         let new = new.map_err(torch)?;
@@ -137,6 +138,34 @@ impl Edit {
         let changed = value.f_clone(&value.f_empty_like().map_err(torch)?).map_err(torch)?;
         choose(&changed)?.f_copy_(&new).map_err(torch)?;
         Ok(changed)
+    }
+
+    /// The mean of the chosen part over batch and positions, each of which is left with the size 1.
+    fn mean_of_tokens(&self, site: Site, chosen: &Tensor, input: &Input) -> Result<Tensor> {
+        let torch = |source| Error::Torch { at: site.to_string(), source };
+        let dimension = position_dimension(site);
+        let Some(mut attended) = input.attended(site)? else {
+            return chosen.f_mean_dim([0, dimension].as_slice(), true, None).map_err(torch);
+        };
+        if let Some(positions) = &self.positions {
+            attended = narrow(site, &attended, 1, positions, "positions")?;
+        }
+        let tokens = attended.f_flatten(0, 1).and_then(|flat| flat.f_nonzero()?.f_squeeze_dim(1)).map_err(torch)?;
+        if tokens.numel() == 0 {
+            return Err(Error::NothingToAverage { site: site.to_string() });
+        }
+        let mean = || {
+            let lines = chosen.f_transpose(1, dimension)?;
+            // The position embedding may be one row for the whole batch.
+            let mut shape = lines.size();
+            if let (Some(batch), Some(&rows)) = (shape.first_mut(), attended.size().first()) {
+                *batch = rows;
+            }
+            let lines = lines.f_expand(shape, false)?.f_flatten(0, 1)?;
+            let mean = lines.f_index_select(0, &tokens.f_to_device(lines.device())?)?.f_mean_dim(0, true, None)?;
+            mean.f_unsqueeze(0)?.f_transpose(1, dimension)
+        };
+        mean().map_err(torch)
     }
 }
 
@@ -151,10 +180,6 @@ fn head_dimension(site: Site) -> Option<i64> {
         Point::HeadQuery | Point::HeadKey | Point::HeadValue | Point::Z | Point::HeadOutput => Some(2),
         _ => None,
     }
-}
-
-fn mean(site: Site, chosen: &Tensor) -> Result<Tensor, TchError> {
-    chosen.f_mean_dim([0, position_dimension(site)].as_slice(), true, None)
 }
 
 /// `tensor` at `range` of a dimension.

@@ -59,6 +59,12 @@ pub enum Error {
         /// How many there are.
         size: i64,
     },
+    /// A mean over positions that are all padding.
+    #[error("the edit of {site} is a mean over padding alone; choose positions with tokens")]
+    NothingToAverage {
+        /// The site of the edit.
+        site: String,
+    },
     /// An edit's value does not fit what it changes.
     #[error("the edit of {site} has a value of shape {found:?}, which does not fit {expected:?}")]
     EditShape {

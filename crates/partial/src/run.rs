@@ -109,11 +109,11 @@ impl<'a> Run<'a> {
     }
 
     /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
-    /// as well.
+    /// as well. It must start with tokens or at `input`, as [`Model::forward_cached`] says.
     ///
     /// # Errors
     ///
-    /// As [`Run::run`].
+    /// As [`Run::run`]; [`models::Error::CachedStart`], [`models::Error::CacheMismatch`].
     pub fn run_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Activations> {
         self.run_with(input, |model, input, observer| model.forward_cached(input, cache, observer))
     }
@@ -129,7 +129,7 @@ impl<'a> Run<'a> {
                 return Err(Error::BeforeStart { site: before.to_string(), start: start.to_string() });
             }
         }
-        let mut capture = Capture { run: self, values: Vec::new() };
+        let mut capture = Capture { run: self, input, values: Vec::new() };
         let outcome = forward(self.model, input, &mut capture).map_err(unwrap_own)?;
         let values = capture.values;
         let mut tensors = Vec::with_capacity(self.plan.captures.len());
@@ -175,6 +175,7 @@ fn unwrap_own(error: models::Error) -> Error {
 
 struct Capture<'a> {
     run: &'a Run<'a>,
+    input: &'a Input,
     values: Vec<(Site, Tensor)>,
 }
 
@@ -188,7 +189,7 @@ impl Observer for Capture<'_> {
     fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
         let mut changed: Option<Tensor> = None;
         for (_, edit) in self.run.edits.iter().filter(|(edited, _)| *edited == site) {
-            changed = Some(edit.apply(site, changed.as_ref().unwrap_or(value))?);
+            changed = Some(edit.apply(site, changed.as_ref().unwrap_or(value), self.input)?);
         }
         if self.run.plan.captures.iter().any(|(_, wanted)| *wanted == site) {
             let kept = self.run.keep(site, changed.as_ref().unwrap_or(value))?;
