@@ -22,7 +22,7 @@ use transformer_utils::{
         TunedLens, TunedLensConfig,
         picture::{Curves, Style, curves_png, curves_svg},
     },
-    models::{Input, Site},
+    models::{FinalNorm, Input, Site},
     partial::Run,
     tch::{
         Kind, Tensor,
@@ -192,6 +192,7 @@ struct Training<'a> {
     sites: Vec<String>,
     logits: String,
     /// `[vocabulary, d_model]` in f32.
+    norm: FinalNorm,
     unembedding: Tensor,
 }
 
@@ -202,7 +203,8 @@ impl<'a> Training<'a> {
         let names: Vec<&String> = sites.iter().chain([&logits]).collect();
         let run = Run::new(&opened.model, &names)?;
         let unembedding = opened.model.unembedding()?.f_to_kind(Kind::Float)?;
-        Ok(Self { opened, lens, run, sites, logits, unembedding })
+        let norm = opened.model.final_norm()?;
+        Ok(Self { opened, lens, run, sites, logits, norm, unembedding })
     }
 
     /// Calls `act` with each layer, its streams (`[position, d_model]`) and the logarithms of the model's own probabilities
@@ -230,7 +232,7 @@ impl<'a> Training<'a> {
     }
 
     fn divergence(&self, layer: usize, stream: &Tensor, own: &Tensor) -> Result<Tensor> {
-        Ok(self.lens.divergence(&self.opened.model, layer, stream, own, &self.unembedding)?)
+        Ok(self.lens.divergence(&self.norm, layer, stream, own, &self.unembedding)?)
     }
 
     /// Each layer's mean KL(final || row) over held-out sequences, in nats.

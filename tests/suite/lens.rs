@@ -1,10 +1,10 @@
 //! The lens against its definitions, computed in f64 by the golden generator.
 
 use transformer_utils::{
-    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table},
-    lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
+    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table, TunedLens, TunedLensConfig},
+    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
     models::Model,
-    tch::Tensor,
+    tch::{Device, Tensor},
 };
 
 use crate::support::{Case, cases};
@@ -292,4 +292,33 @@ fn what_cannot_be_shown_is_refused() {
     let step = RowOptions { block_step: 0, ..RowOptions::default() };
     assert!(refuse(LensOptions { rows: step, ..LensOptions::default() }).contains("step"));
     assert!(refuse(LensOptions { tracked: vec![("x".into(), 1 << 40)], ..LensOptions::default() }).contains("tracked"));
+}
+
+#[test]
+fn streamed_weights_are_read_once_however_many_stacks_there_are() {
+    for case in cases().into_iter().filter(|case| ["gpt2_plain", "gpt2_untied", "neo_plain"].contains(&&*case.name)) {
+        let index = Checkpoint::open(&case.folder).unwrap();
+        let bytes = |name: &&str| index.index().get(name).unwrap().bytes();
+        let model = model(&case, Residency::Streamed);
+        let ids = case.ids("single").remove(0);
+        // Of the embedding, two rows for each token; every other part once.
+        let rows = 2 * ids.len() as u64 * model.config().d_model as u64 * 4;
+        let parts = (1..model.parts().len()).flat_map(|part| model.parts().names(part).unwrap());
+        let once = rows + parts.map(|name| bytes(&name)).sum::<u64>();
+        let tuned = TunedLens::identity(TunedLensConfig::of("golden", &model).unwrap(), Device::Cpu).unwrap();
+        for translators in [None, Some(&tuned)] {
+            // With so little memory each position is a stack of its own.
+            let options = LensOptions { measures: all_measures(), memory: 1, ..LensOptions::default() };
+            let mut lens = Lens::new(&model, options).unwrap();
+            if let Some(translators) = translators {
+                // What tells models apart is a few rows of the unembedding, not all of it.
+                let before = model.report().bytes_read;
+                lens = lens.tuned(translators).unwrap();
+                assert_eq!(model.report().bytes_read - before, 6 * model.config().d_model as u64 * 4, "{}", case.name);
+            }
+            let before = model.report().bytes_read;
+            lens.table("golden", &ids, |id| id.to_string()).unwrap();
+            assert_eq!(model.report().bytes_read - before, once, "{}", case.name);
+        }
+    }
 }

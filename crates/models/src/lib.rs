@@ -43,7 +43,7 @@ pub use family::Family;
 pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, generate};
 pub use input::{Input, LogitsAt};
 pub use lowmem::first_line;
-pub use model::Model;
+pub use model::{FinalNorm, Model};
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use sampling::Sampling;
 pub use site::{Point, Site, SiteInfo, Sites, Stage};
