@@ -186,13 +186,12 @@ impl Format {
 
 /// A model, a lens for it, and what does not change while that is trained.
 struct Training<'a> {
-    opened: &'a Opened,
     lens: &'a TunedLens,
     run: Run<'a>,
     sites: Vec<String>,
     logits: String,
-    /// `[vocabulary, d_model]` in f32.
     norm: FinalNorm,
+    /// `[vocabulary, d_model]` in f32.
     unembedding: Tensor,
 }
 
@@ -204,7 +203,7 @@ impl<'a> Training<'a> {
         let run = Run::new(&opened.model, &names)?;
         let unembedding = opened.model.unembedding()?.f_to_kind(Kind::Float)?;
         let norm = opened.model.final_norm()?;
-        Ok(Self { opened, lens, run, sites, logits, norm, unembedding })
+        Ok(Self { lens, run, sites, logits, norm, unembedding })
     }
 
     /// Calls `act` with each layer, its streams (`[position, d_model]`) and the logarithms of the model's own probabilities

@@ -366,7 +366,7 @@ mod tests {
                 } else if name.ends_with("ln_f.bias") {
                     let _ = weight.narrow(0, 0, 1).fill_(offset);
                 } else if name.contains("ln_") && name.ends_with("weight") {
-                    weight = weight + 1.0;
+                    weight += 1.0;
                 }
                 (name, weight.to_kind(kind))
             })

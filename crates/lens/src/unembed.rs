@@ -7,9 +7,9 @@
 //!
 //! # Numerics
 //!
-//! GPT-2's logits lie near -100 and its divergences are often below 0.01, so sums over raw logits would cancel. With `l` for a
-//! row's logits, `f` for the model's own, `q` and `p` for their distributions, and a slice `s` of the vocabulary in which a
-//! row has the maximum `M` and the model has `N`:
+//! GPT-2's logits lie near -100 and its divergences are often below 0.01, so sums over raw logits would cancel. With `l`
+//! for a row's logits, `f` for the model's own, `q` and `p` for their distributions, and a slice `s` of the vocabulary in
+//! which a row has the maximum `M` and the model has `N`:
 //!
 //! - every entry is taken relative to its slice's maximum, `t = l - M` and `g = f - N`. The difference of two neighbouring
 //!   f32 is exact where they are within a factor of two, so an offset common to all logits costs nothing;
@@ -20,19 +20,20 @@
 //! - `KL(q || p)` has `Q_s` for `P_s`, and within the slice `Σ e^t x / Σ e^t - ln (Σ e^t / Σ e^g)`;
 //! - the entropy is `ln Z - Σ_s Q_s (M + Σ e^t t / Σ e^t)`.
 //!
-//! Sums over the entries of a slice are in f32 and pairwise, what is made of them in f64: there the terms of different slices may be as
-//! large as the logits and still cancel without harm. Within a slice, `Σ p |x| <= KL_s + ln (Σ e^t / Σ e^g) + 2/e`, so the f32 sum
-//! of `x` is as exact as the divergence asks for, and `x` is zero for equal logits. The logarithm of a sum of exponentials has
-//! an error of some 1e-7, whatever the divergence: that is what remains. Against f64, each is within 1e-6 nats plus 1e-6 of
-//! its value; a divergence below zero is one of zero.
+//! Sums over the entries of a slice are in f32 and pairwise, what is made of them in f64: there the terms of different
+//! slices may be as large as the logits and still cancel without harm. Within a slice,
+//! `Σ p |x| <= KL_s + |ln (Σ e^t / Σ e^g)| + 2/e`, so the f32 sum of `x` is as exact as the divergence asks for, and `x` is
+//! zero for equal logits. The logarithm of a sum of exponentials has an error of some 1e-7, whatever the divergence: that
+//! is what remains. Against f64, each is within 1e-6 nats plus 1e-6 of its value; a divergence below zero is one of zero.
 //!
-//! The logits themselves are rounded by the product, at -100 in f32 to multiples of 8e-6: as independent errors in `l - f` of
-//! size `ε` they add `ε²` to a divergence, some 1e-10. In bf16 they are multiples of 0.5 there, and the divergence is that of the
-//! rounded logits.
+//! The logits themselves are rounded by the product, at -100 in f32 to multiples of 8e-6: as independent errors of size `ε`
+//! they add `ε²` to a divergence, less than 1e-10. In bf16 they are multiples of 0.5 there, and the divergence is that of
+//! the rounded logits.
 //!
 //! Ranks are counts of entries above a score that is known beforehand: a product with the few rows of the unembedding that
-//! are asked for. Each entry of a product is the same sum whatever the other rows and columns are, so these scores, the rows'
-//! and the model's own are rounded alike, and a rank never depends on the order of a sum.
+//! are asked for. On a CPU each entry of a product is the same sum whatever the other rows and columns are, as long as they
+//! are not very few. So these scores, those of the slices and the model's own logits are rounded alike, and equal ones are
+//! equal. Elsewhere entries that score the same up to rounding may count as higher.
 
 use std::ops::Range;
 
@@ -150,7 +151,7 @@ pub(crate) fn measure(
         let rows_at_once = ((STACK / count) as usize).clamp(1, rows.max(1));
         let slices = slices(vocabulary, rows_at_once as i64 * count, wanted.memory);
         let own = reference.f_narrow(0, start, count);
-        let own = own.and_then(|own| Final::new(&own, unembedding, &slices, wanted)).map_err(at)?;
+        let mut own = own.and_then(|own| Final::new(&own, unembedding, &slices, wanted)).map_err(at)?;
         let mut stacks = Vec::new();
         for first in (0..rows).step_by(rows_at_once) {
             let end = (first + rows_at_once).min(rows);
@@ -169,7 +170,8 @@ pub(crate) fn measure(
             drop(normed);
             stacks.push(stack.measure().map_err(at)?);
         }
-        groups.push(Group { own, stacks }.without_slices());
+        own.slices.clear();
+        groups.push(Group { own, stacks });
     }
     gather(groups).map_err(at)
 }
@@ -563,14 +565,6 @@ fn above(
 struct Group {
     own: Final,
     stacks: Vec<StackMeasured>,
-}
-
-impl Group {
-    /// What is kept of these positions when their rows are measured.
-    fn without_slices(mut self) -> Self {
-        self.own.slices = Vec::new();
-        self
-    }
 }
 
 /// Puts the groups of positions and the stacks of rows together again.
