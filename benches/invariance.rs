@@ -254,11 +254,11 @@ fn pieces(model: &Model, text: &[i64], size: usize) -> Result<Seen> {
 /// Ranks as the lens has them, from the streams of the rows (`[position, d_model]`) and the logits, which come last.
 fn seen(model: &Model, mut taken: Vec<Tensor>) -> Result<Seen> {
     let logits = taken.pop().context("no logits")?.f_to_kind(Kind::Float)?;
-    let unembedding = model.unembedding()?;
+    let (norm, unembedding) = (model.final_norm()?, model.unembedding()?);
     let own = logits.f_argmax(-1, true)?;
     let mut ranks = Vec::new();
     for stream in &taken {
-        let normed = model.final_norm(stream, Kind::Float)?.f_to_kind(unembedding.f_kind()?)?;
+        let normed = norm.apply(stream, Kind::Float)?.f_to_kind(unembedding.f_kind()?)?;
         let row = Factor::new(&normed)?.times_transposed(&unembedding, None)?.f_to_kind(Kind::Float)?;
         let target = row.f_gather(-1, &own, false)?;
         let higher = row.f_gt_tensor(&target)?.f_sum_dim_intlist([-1].as_slice(), false, Kind::Int64)?;

@@ -22,7 +22,7 @@ use transformer_utils::{
         TunedLens, TunedLensConfig,
         picture::{Curves, Style, curves_png, curves_svg},
     },
-    models::{Input, Random, Site},
+    models::{FinalNorm, Input, Random, Site},
     partial::Run,
     tch::{
         Kind, Tensor,
@@ -186,11 +186,11 @@ impl Format {
 
 /// A model, a lens for it, and what does not change while that is trained.
 struct Training<'a> {
-    opened: &'a Opened,
     lens: &'a TunedLens,
     run: Run<'a>,
     sites: Vec<String>,
     logits: String,
+    norm: FinalNorm,
     /// `[vocabulary, d_model]` in f32.
     unembedding: Tensor,
 }
@@ -202,7 +202,8 @@ impl<'a> Training<'a> {
         let names: Vec<&String> = sites.iter().chain([&logits]).collect();
         let run = Run::new(&opened.model, &names)?;
         let unembedding = opened.model.unembedding()?.f_to_kind(Kind::Float)?;
-        Ok(Self { opened, lens, run, sites, logits, unembedding })
+        let norm = opened.model.final_norm()?;
+        Ok(Self { lens, run, sites, logits, norm, unembedding })
     }
 
     /// Calls `act` with each layer, its streams (`[position, d_model]`) and the logarithms of the model's own probabilities
@@ -230,7 +231,7 @@ impl<'a> Training<'a> {
     }
 
     fn divergence(&self, layer: usize, stream: &Tensor, own: &Tensor) -> Result<Tensor> {
-        Ok(self.lens.divergence(&self.opened.model, layer, stream, own, &self.unembedding)?)
+        Ok(self.lens.divergence(&self.norm, layer, stream, own, &self.unembedding)?)
     }
 
     /// Each layer's mean KL(final || row) over held-out sequences, in nats.

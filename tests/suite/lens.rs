@@ -1,10 +1,10 @@
 //! The lens against its definitions, computed in f64 by the golden generator.
 
 use transformer_utils::{
-    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table},
-    lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
-    models::Model,
-    tch::Tensor,
+    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table, TunedLens, TunedLensConfig},
+    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
+    models::{Input, Model, NoObserver},
+    tch::{Device, Kind, Tensor},
 };
 
 use crate::support::{Case, cases};
@@ -30,7 +30,7 @@ fn strings(value: &serde_json::Value) -> Vec<String> {
 }
 
 fn numbers(tensor: &Tensor) -> Vec<f64> {
-    Vec::try_from(tensor.to_kind(transformer_utils::tch::Kind::Double).flatten(0, -1)).unwrap()
+    Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).unwrap()
 }
 
 /// The golden name of a measure, and how far we may be from it.
@@ -292,4 +292,58 @@ fn what_cannot_be_shown_is_refused() {
     let step = RowOptions { block_step: 0, ..RowOptions::default() };
     assert!(refuse(LensOptions { rows: step, ..LensOptions::default() }).contains("step"));
     assert!(refuse(LensOptions { tracked: vec![("x".into(), 1 << 40)], ..LensOptions::default() }).contains("tracked"));
+}
+
+#[test]
+fn streamed_weights_are_read_once_however_many_stacks_there_are() {
+    for case in cases().into_iter().filter(|case| ["gpt2_plain", "gpt2_untied", "neo_plain"].contains(&&*case.name)) {
+        let index = Checkpoint::open(&case.folder).unwrap();
+        let bytes = |name: &&str| index.index().get(name).unwrap().bytes();
+        let model = model(&case, Residency::Streamed);
+        let ids = case.ids("single").remove(0);
+        // Of the embedding, two rows for each token; every other part once.
+        let rows = 2 * ids.len() as u64 * model.config().d_model as u64 * 4;
+        let parts = (1..model.parts().len()).flat_map(|part| model.parts().names(part).unwrap());
+        let once = rows + parts.map(|name| bytes(&name)).sum::<u64>();
+        let tuned = TunedLens::identity(TunedLensConfig::of("golden", &model).unwrap(), Device::Cpu).unwrap();
+        for translators in [None, Some(&tuned)] {
+            // With so little memory each position is a stack of its own.
+            let options = LensOptions { measures: all_measures(), memory: 1, ..LensOptions::default() };
+            let mut lens = Lens::new(&model, options).unwrap();
+            if let Some(translators) = translators {
+                // What tells models apart is a few rows of the unembedding, not all of it.
+                let before = model.report().bytes_read;
+                lens = lens.tuned(translators).unwrap();
+                assert_eq!(model.report().bytes_read - before, 6 * model.config().d_model as u64 * 4, "{}", case.name);
+            }
+            let before = model.report().bytes_read;
+            lens.table("golden", &ids, |id| id.to_string()).unwrap();
+            assert_eq!(model.report().bytes_read - before, once, "{}", case.name);
+        }
+    }
+}
+
+#[test]
+fn the_last_row_is_the_models_own_output_in_every_dtype() {
+    for case in cases() {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            let model = case.model(&LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() });
+            let ids = case.ids("single").remove(0);
+            // A last row further away than rounding explains would be an error.
+            let options = LensOptions { measures: vec![Measure::Logits, Measure::Ranks], ..LensOptions::default() };
+            let table = table(&model, &ids, options);
+            let last = table.rows.last().unwrap();
+            let logits = model.forward(&Input::from_rows(&[ids]).unwrap(), &mut NoObserver).unwrap().logits.unwrap();
+            let logits = logits.squeeze_dim(0).to_kind(Kind::Float);
+            let best = numbers(&logits.amax([-1].as_slice(), false));
+            let chosen = numbers(&logits.gather(1, &Tensor::from_slice(&last.top1).unsqueeze(1), false));
+            // Equal, or where the norm in f32 rounds to a neighbour, next to it.
+            let spacing = if dtype == Dtype::F32 { 1e-6 } else { 1.0 / 128.0 };
+            for (column, (found, best)) in chosen.iter().zip(&best).enumerate() {
+                assert!(best - found <= spacing * best.abs().max(1.0), "{} {dtype}: {found} {best}", case.name);
+                let own = last.values[&Measure::Logits][column];
+                assert!((own - best).abs() <= spacing * best.abs().max(1.0), "{} {dtype}: {own} {best}", case.name);
+            }
+        }
+    }
 }

@@ -159,7 +159,8 @@ fn gradients_lower_the_divergence() {
     let stream = output.get("input").unwrap().squeeze_dim(0);
     let own = output.get("lm_head").unwrap().squeeze_dim(0).log_softmax(-1, Kind::Float);
     let unembedding = model.unembedding().unwrap();
-    let loss = || lens.divergence(&model, 0, &stream, &own, &unembedding).unwrap();
+    let norm = model.final_norm().unwrap();
+    let loss = || lens.divergence(&norm, 0, &stream, &own, &unembedding).unwrap();
     assert_eq!(loss().size(), [4]);
     let leaves = lens.trainable().unwrap().remove(0);
     let first = loss().mean(Kind::Float);

@@ -76,9 +76,9 @@ pub enum Error {
         /// The position.
         position: usize,
         /// The model's own score, or the logarithm of its normaliser.
-        expected: f32,
+        expected: f64,
         /// The row's.
-        found: f32,
+        found: f64,
         /// The most that rounding explains.
         allowed: f64,
     },

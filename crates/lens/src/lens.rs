@@ -71,6 +71,30 @@ struct Cells<'a> {
     mine: Range<usize>,
 }
 
+/// How far apart two scores may be that are computed in two ways from one stream, in a run in `kind` with streams of
+/// `width`; `reach` is that of [`Measured::final_reach`], `score` the largest magnitude in question.
+///
+/// A score is `Σ u_k s_k`, with `u` from the unembedding and `s` the normed stream. Let `ε` be half of the spacing of
+/// `kind` at one.
+///
+/// - Each `s_k` is the rounding of one number, computed twice in f32: the two are equal, or neighbours, which are
+///   `2 ε |s_k|` apart at most. These errors are independent.
+/// - Each score is rounded to `kind` in the end: `ε` times the score, twice.
+/// - The products are summed in f32. A sum on its way is about as large as the reach or as the score; it is rounded `width`
+///   times, in either way, and six standard deviations of that never happen by chance.
+///
+/// A normaliser is a mean over the scores of the likeliest tokens, and no less exact than these.
+fn rounding(kind: Kind, width: i64, reach: f64, score: f64) -> f64 {
+    let single = f64::from(f32::EPSILON) / 2.0;
+    let half_spacing = match kind {
+        Kind::BFloat16 => 1.0 / 256.0,
+        Kind::Half => 1.0 / 2048.0,
+        _ => single,
+    };
+    let sums = single * (2.0 * width as f64).sqrt() * (reach + 6.0 * score);
+    2.0 * half_spacing * (reach + score) + sums
+}
+
 /// A lens on one model, checked and ready.
 ///
 /// Based on "interpreting GPT: the logit lens" by nostalgebraist (2020),
@@ -240,24 +264,21 @@ impl<'a> Lens<'a> {
         else {
             return Ok(());
         };
-        // What rounding explains, relative to one more than the score.
-        let tolerance = match self.model.parts().dtype().kind() {
-            Kind::BFloat16 | Kind::Half => 0.1,
-            _ => 1e-3,
-        };
-        let pairs = [
-            (&measured.target_logit, &measured.final_logit),
-            (&measured.log_normaliser, &measured.final_log_normaliser),
-        ];
+        let (kind, width) = (self.model.parts().dtype().kind(), self.model.config().d_model);
         let positions: Vec<usize> = prompts.iter().flat_map(|prompt| prompt.positions.clone()).collect();
         for (column, &position) in positions.iter().enumerate() {
-            for (rows, own) in pairs {
-                let (Some(&found), Some(&expected)) = (rows.get(row * positions.len() + column), own.get(column))
-                else {
-                    continue;
-                };
-                let allowed = tolerance * (1.0 + f64::from(expected.abs()));
-                let apart = f64::from((found - expected).abs());
+            let cell = row * positions.len() + column;
+            let (reach, score) = (measured.final_reach.get(column), measured.final_logit.get(column));
+            let (Some(&reach), Some(&score), Some(&found_score)) = (reach, score, measured.target_logit.get(cell))
+            else {
+                continue;
+            };
+            let normalisers = (measured.final_log_normaliser.get(column), measured.log_normaliser.get(cell));
+            let (Some(&normaliser), Some(&found_normaliser)) = normalisers else { continue };
+            let score = f64::from(score);
+            for (expected, found) in [(score, f64::from(found_score)), (normaliser, found_normaliser)] {
+                let allowed = rounding(kind, width, f64::from(reach), score.abs().max(normaliser.abs()));
+                let apart = (found - expected).abs();
                 if apart.is_nan() || apart > allowed {
                     let row = self.rows.get(row).map_or_else(String::new, |row| row.name.clone());
                     return Err(Error::LastRow { row, position, expected, found, allowed });
@@ -271,7 +292,8 @@ impl<'a> Lens<'a> {
         let Cells { measured, wanted, columns, mine } = of;
         let cells = row * columns + mine.start..row * columns + mine.end;
         let at = |values: &[f32], cell: usize| values.get(cell).map_or(f64::NAN, |&value| f64::from(value));
-        let log_probability = |logits: &[f32], cell| at(logits, cell) - at(&measured.log_normaliser, cell);
+        let log_normaliser = |cell: usize| measured.log_normaliser.get(cell).map_or(f64::NAN, |&value| value);
+        let log_probability = |logits: &[f32], cell| at(logits, cell) - log_normaliser(cell);
         let tracked = wanted.tracked.len();
         let track = |text: &str| self.options.tracked.iter().position(|(known, _)| known == text).unwrap_or(0);
         let value = |measure: &Measure, cell: usize| match measure {
@@ -287,7 +309,7 @@ impl<'a> Lens<'a> {
             },
             Measure::TrackedProb(text) => {
                 let logit = at(&measured.tracked_logit, cell * tracked + track(text));
-                (logit - at(&measured.log_normaliser, cell)).exp().min(1.0)
+                (logit - log_normaliser(cell)).exp().min(1.0)
             }
             Measure::TrackedRank(text) => {
                 measured.tracked_rank.get(cell * tracked + track(text)).map_or(f64::NAN, |&rank| rank as f64)
@@ -307,7 +329,7 @@ impl<'a> Lens<'a> {
             let cell = |cell: usize| {
                 let entry = |place: usize| {
                     let id = measured.top_k_ids.get(place).copied().unwrap_or(0);
-                    let prob = (at(&measured.top_k_logits, place) - at(&measured.log_normaliser, cell)).exp().min(1.0);
+                    let prob = (at(&measured.top_k_logits, place) - log_normaliser(cell)).exp().min(1.0);
                     TopK { id, text: text(id), prob }
                 };
                 (cell * k..(cell + 1) * k).map(entry).collect()
@@ -316,5 +338,71 @@ impl<'a> Lens<'a> {
         });
         let top1_text = top1.iter().map(|&id| text(id)).collect();
         Row { name: plan.name.clone(), top1, top1_text, values, top_k }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use models::Config;
+    use std::collections::HashMap;
+    use tch::{Device, Tensor};
+
+    /// A model of width 64 whose logits are as large as a trained one's, all of them shifted by `offset`.
+    fn model(kind: Kind, offset: f64) -> Model {
+        let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 64, "vocab_size": 500}"#;
+        let config = Config::from_json(config).unwrap();
+        let weights: HashMap<String, Tensor> = Model::tensor_shapes(&config)
+            .unwrap()
+            .into_iter()
+            .enumerate()
+            .map(|(seed, (name, shape))| {
+                let count = shape.iter().product::<i64>();
+                let large =
+                    (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + seed as f64).sin() * 43758.5453;
+                let mut weight = (large.frac() * 0.5).view(shape.as_slice());
+                if name.ends_with("wte.weight") {
+                    // A constant column of the unembedding, which the final norm's bias reads.
+                    let _ = weight.narrow(1, 0, 1).fill_(1.0);
+                } else if name.ends_with("ln_f.bias") {
+                    let _ = weight.narrow(0, 0, 1).fill_(offset);
+                } else if name.contains("ln_") && name.ends_with("weight") {
+                    weight += 1.0;
+                }
+                (name, weight.to_kind(kind))
+            })
+            .collect();
+        Model::from_tensors(config, &weights).unwrap()
+    }
+
+    #[test]
+    fn a_last_row_that_differs_by_more_than_rounding_is_an_error() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for offset in [0.0, -100.0] {
+                let model = model(kind, offset);
+                let options = LensOptions { measures: vec![Measure::Logits, Measure::Kl], ..LensOptions::default() };
+                let lens = Lens::new(&model, options).unwrap();
+                let ids: Vec<i64> = (0..40).map(|id| id * 11 + 3).collect();
+                let chosen = [Chosen { ids: &ids, positions: 0..40 }];
+                let streams =
+                    RowStreams::take(&model, &lens.rows, &lens.decoder, None, &chosen, lens.options.memory).unwrap();
+                let unembedding = model.unembedding().unwrap();
+                let check = |reference: &Tensor| {
+                    let measured = unembed::measure(&streams, reference, &unembedding, &lens.wanted(&chosen)).unwrap();
+                    lens.check_last_row(&measured, &chosen)
+                };
+                check(&streams.reference).unwrap();
+                // A head that scales its stream, by a few times what one rounding may do to it.
+                let half_spacing = if kind == Kind::Float { 6e-8 } else { 1.0 / 256.0 };
+                let times = if kind == Kind::Float { 300.0 } else { 10.0 };
+                let error = check(&(&streams.reference * (1.0 + times * half_spacing))).unwrap_err();
+                let Error::LastRow { expected, found, allowed, .. } = &error else { panic!("{error}") };
+                assert!((found - expected).abs() > *allowed, "{error}");
+                // One entry of the stream that is wrong by as much as all of it is long.
+                let wrong =
+                    streams.reference.shallow_clone() + Tensor::eye(64, (Kind::Float, Device::Cpu)).select(0, 5) * 8.0;
+                assert!(matches!(check(&wrong), Err(Error::LastRow { .. })));
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use models::{Input, Model, Site};
+use models::{FinalNorm, Input, Model, Site};
 use partial::{Plan, Run};
 use tch::{Kind, TchError, Tensor};
 
@@ -23,7 +23,8 @@ impl Chosen<'_> {
 
 /// The streams of every row at the chosen positions, those of the prompts side by side.
 pub(crate) struct RowStreams<'a> {
-    model: &'a Model,
+    /// Held for the run, so that streamed weights are read once however many stacks there are.
+    norm: FinalNorm,
     /// Translators, and the layer each row belongs to.
     tuned: Option<&'a TunedLens>,
     layers: Vec<Option<usize>>,
@@ -49,7 +50,8 @@ impl<'a> RowStreams<'a> {
         memory: u64,
     ) -> Result<Self> {
         let sites: Vec<String> = plans.iter().map(|row| row.site.to_string()).collect();
-        let reference = Site::FINAL_NORM.to_string();
+        // The model's own output is normed here: the final norm is read once, for it and for the rows.
+        let reference = Site::before_block(model.config().layers()).to_string();
         let names: Vec<&String> = sites.iter().chain([&reference]).collect();
         let mut run = Run::planned(model, Plan::new(model, &names)?);
         // Streams of other positions are kept only if the decoder's attention will read them.
@@ -72,7 +74,9 @@ impl<'a> RowStreams<'a> {
             let parts = prompts.iter().enumerate().map(|(at, prompt)| part(capture, at, prompt.positions.clone()));
             side_by_side(&parts.collect::<Result<Vec<_>, _>>()?)
         };
-        let own = beside(output.get(&reference)?).and_then(|own| own.f_to_kind(Kind::Float)).map_err(&at)?;
+        let norm = model.final_norm()?;
+        let own = norm.apply(&beside(output.get(&reference)?).map_err(&at)?, model.parts().dtype().kind())?;
+        let own = own.f_to_kind(Kind::Float).map_err(&at)?;
         let captures = sites.iter().map(|site| output.get(site)).collect::<partial::Result<Vec<_>>>()?;
         let rows = if decoder.steps.is_empty() {
             captures.into_iter().map(beside).collect::<Result<Vec<_>, _>>().map_err(&at)?
@@ -100,7 +104,7 @@ impl<'a> RowStreams<'a> {
             decoded.iter().map(|parts| side_by_side(parts)).collect::<Result<Vec<_>, _>>().map_err(&at)?
         };
         let layers = plans.iter().map(|row| tuned.and_then(|tuned| tuned.layer(row.site))).collect();
-        Ok(Self { model, tuned, layers, rows, reference: own })
+        Ok(Self { norm, tuned, layers, rows, reference: own })
     }
 }
 
@@ -143,6 +147,6 @@ impl Streams for RowStreams<'_> {
             });
         }
         let streams = Tensor::f_stack(&streams, 0).map_err(&at)?;
-        Ok(self.model.final_norm(&streams, Kind::Float)?)
+        Ok(self.norm.apply(&streams, Kind::Float)?)
     }
 }

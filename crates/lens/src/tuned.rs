@@ -2,11 +2,15 @@
 
 use std::{collections::HashMap, fmt};
 
-use models::{Model, Site};
+use models::{FinalNorm, Model, Site};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
-use crate::{Error, error::Result, unembedding_hash::unembedding_hash};
+use crate::{
+    Error,
+    error::Result,
+    unembedding_hash::{shown, unembedding_hash},
+};
 
 /// Affine translators, one for each stream that enters a block: `x + W x + b`, then the final norm and the unembedding.
 ///
@@ -129,11 +133,12 @@ fn refuse<T>(problem: String) -> Result<T> {
 
 /// The hash of the model's unembedding, where it can be told: rounded weights hash differently.
 fn hash(model: &Model) -> Result<Option<String>> {
-    let unembedding = model.unembedding()?;
-    if unembedding.f_kind().map_err(torch)? != Kind::Float {
+    if model.parts().dtype().kind() != Kind::Float {
         return Ok(None);
     }
-    unembedding_hash(&unembedding).map_err(torch)
+    let vocabulary = model.config().vocabulary;
+    let rows = model.unembedding_rows(&Tensor::f_from_slice(&shown(vocabulary)).map_err(torch)?)?;
+    unembedding_hash(&rows, vocabulary).map_err(torch)
 }
 
 impl fmt::Debug for TunedLens {
@@ -283,21 +288,21 @@ impl TunedLens {
     /// KL(final || lens) in nats at each position, `[position]` in f32; gradients flow to the translators.
     ///
     /// `stream` is the value at [`TunedLens::site`] of the layer (`[position, d_model]`), `own` the logarithms of the model's
-    /// own probabilities (`[position, vocabulary]`), `unembedding` the model's in f32 (`[vocabulary, d_model]`): it is
-    /// asked for because callers use it many times.
+    /// own probabilities (`[position, vocabulary]`), `norm` the model's final norm, `unembedding` its matrix in f32
+    /// (`[vocabulary, d_model]`): callers use both many times.
     ///
     /// # Errors
     ///
-    /// As [`TunedLens::translate`], and whatever the model's final norm refuses.
+    /// As [`TunedLens::translate`], and whatever the final norm refuses.
     pub fn divergence(
         &self,
-        model: &Model,
+        norm: &FinalNorm,
         layer: usize,
         stream: &Tensor,
         own: &Tensor,
         unembedding: &Tensor,
     ) -> Result<Tensor> {
-        let normed = model.final_norm(&self.translate(layer, stream)?, Kind::Float)?;
+        let normed = norm.apply(&self.translate(layer, stream)?, Kind::Float)?;
         let divergence = || {
             let logits = normed.f_linear(unembedding, None::<&Tensor>)?;
             let row = logits.f_log_softmax(-1, Kind::Float)?;

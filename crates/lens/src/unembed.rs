@@ -1,14 +1,39 @@
 //! From normed streams to measures, in bounded memory.
 //!
 //! Logits of all rows, positions and vocabulary entries never exist together. Streams are stacked, multiplied with one
-//! slice of the unembedding at a time, and each slice is folded into running results:
+//! slice of the unembedding at a time, and each slice is folded into running results. The products are computed in the
+//! dtype of the unembedding and rounded to it, like the model's own logits; everything after them takes these logits as
+//! exact.
 //!
-//! - a running maximum `m` and `S = Σ exp(l - m)` give `log Z = m + ln S` (the online softmax of Milakov and
-//!   Gimelshein, 2018), and with `Σ exp(l - m) l` the entropy;
-//! - with the final distribution `p` known, `KL(p || q) = Σ p ln p - Σ p l + log Z`, so only `Σ p l` is accumulated;
-//! - ranks are counts of entries above a score that is known beforehand, because it is one dot product.
+//! # Numerics
 //!
-//! The products are computed in the dtype of the unembedding, everything after them in f32.
+//! GPT-2's logits lie near -100 and its divergences are often below 0.01, so sums over raw logits would cancel. With `l`
+//! for a row's logits, `f` for the model's own, `q` and `p` for their distributions, and a slice `s` of the vocabulary in
+//! which a row has the maximum `M` and the model has `N`:
+//!
+//! - every entry is taken relative to its slice's maximum, `t = l - M` and `g = f - N`. The difference of two neighbouring
+//!   f32 is exact where they are within a factor of two, so an offset common to all logits costs nothing;
+//! - `ln Q_s = M + ln Σ e^t` is the logarithm of what `q` has in the slice, up to the normaliser
+//!   `ln Z = ln Σ_s exp(ln Q_s)`; `ln P_s` is the same for `p`, less its normaliser;
+//! - by the chain rule `KL(p || q) = Σ_s P_s (ln P_s - ln Q_s + KL_s) + ln Z`, where `KL_s` is the divergence within the
+//!   slice. With `x = t - g` and the weights `e^g`, it is `ln (Σ e^t / Σ e^g) - Σ e^g x / Σ e^g`;
+//! - `KL(q || p)` has `Q_s` for `P_s`, and within the slice `Σ e^t x / Σ e^t - ln (Σ e^t / Σ e^g)`;
+//! - the entropy is `ln Z - Σ_s Q_s (M + Σ e^t t / Σ e^t)`.
+//!
+//! Sums over the entries of a slice are in f32 and pairwise, what is made of them in f64: there the terms of different
+//! slices may be as large as the logits and still cancel without harm. Within a slice,
+//! `Σ p |x| <= KL_s + |ln (Σ e^t / Σ e^g)| + 2/e`, so the f32 sum of `x` is as exact as the divergence asks for, and `x` is
+//! zero for equal logits. The logarithm of a sum of exponentials has an error of some 1e-7, whatever the divergence: that
+//! is what remains. Against f64, each is within 1e-6 nats plus 1e-6 of its value; a divergence below zero is one of zero.
+//!
+//! The logits themselves are rounded by the product, at -100 in f32 to multiples of 8e-6: as independent errors of size `ε`
+//! they add `ε²` to a divergence, less than 1e-10. In bf16 they are multiples of 0.5 there, and the divergence is that of
+//! the rounded logits.
+//!
+//! Ranks are counts of entries above a score that is known beforehand: a product with the few rows of the unembedding that
+//! are asked for. On a CPU each entry of a product is the same sum whatever the other rows and columns are, as long as they
+//! are not very few. So these scores, those of the slices and the model's own logits are rounded alike, and equal ones are
+//! equal. Elsewhere entries that score the same up to rounding may count as higher.
 
 use std::ops::Range;
 
@@ -35,15 +60,18 @@ pub(crate) struct Wanted {
     pub(crate) memory: u64,
 }
 
-/// Results, `[row, position]` unless said otherwise, in f32 on the CPU.
+/// Results, `[row, position]` unless said otherwise, on the CPU.
 #[derive(Debug)]
 pub(crate) struct Measured {
     /// `[position]`, scores of the model's own top-1 tokens.
     pub(crate) final_logit: Vec<f32>,
+    /// `[position]`: how far these scores may move, in units of `δ`, when each of their `d_model` terms is off by a part `δ` of
+    /// itself, independently: by the sum of their magnitudes at most, and never by more than six standard deviations.
+    pub(crate) final_reach: Vec<f32>,
     /// `[position]`
-    pub(crate) final_log_normaliser: Vec<f32>,
+    pub(crate) final_log_normaliser: Vec<f64>,
     pub(crate) top1: Vec<i64>,
-    pub(crate) log_normaliser: Vec<f32>,
+    pub(crate) log_normaliser: Vec<f64>,
     /// Score of the model's own top-1 token.
     pub(crate) target_logit: Vec<f32>,
     pub(crate) ranks: Vec<i64>,
@@ -64,16 +92,28 @@ pub(crate) struct Measured {
 
 /// The model's own distribution at some positions.
 struct Final {
-    /// `[position, vocabulary]`
-    logits: Tensor,
-    /// `[position, vocabulary]`
-    probabilities: Tensor,
-    /// `[position]`
-    log_normaliser: Tensor,
-    /// `[position]`: `Σ p ln p`
-    negative_entropy: Tensor,
     /// `[position]`
     top1: Tensor,
+    /// `[position]`, their scores.
+    logit: Tensor,
+    /// `[position]`, see [`Measured::final_reach`].
+    reach: Tensor,
+    /// `[position]` in f64
+    log_normaliser: Tensor,
+    /// One for each slice; none where no divergence is wanted.
+    slices: Vec<FinalSlice>,
+}
+
+/// The model's own distribution over one slice of the vocabulary.
+struct FinalSlice {
+    /// `[position, slice]`: the logits less the highest of the slice.
+    below: Tensor,
+    /// `[position, slice]`: their exponentials.
+    weights: Tensor,
+    /// `[position]` in f64: the sums of these.
+    sum: Tensor,
+    /// `[position]` in f64: the logarithm of the slice's probability.
+    log_mass: Tensor,
 }
 
 /// Streams multiplied at once: enough for full speed, few enough for slices of some thousand entries.
@@ -103,22 +143,26 @@ pub(crate) fn measure(
     let at = |source| Error::Torch { at: "unembedding the rows", source };
     let (rows, positions) = (streams.rows(), streams.positions());
     let vocabulary = unembedding.size2().map_err(at)?.0;
-    // A quarter of the memory for the model's own logits and probabilities, the rest for slices.
+    // A quarter of the memory for the model's own distribution, the rest for slices.
     let own = (wanted.memory / 4 / (12 * vocabulary.max(1) as u64)).clamp(1, positions.max(1) as u64) as i64;
     let mut groups = Vec::new();
     for start in (0..positions).step_by(own as usize) {
         let count = own.min(positions - start);
-        let own = reference.f_narrow(0, start, count).and_then(|own| Final::new(&own, unembedding)).map_err(at)?;
         let rows_at_once = ((STACK / count) as usize).clamp(1, rows.max(1));
+        let slices = slices(vocabulary, rows_at_once as i64 * count, wanted.memory);
+        let own = reference.f_narrow(0, start, count);
+        let mut own = own.and_then(|own| Final::new(&own, unembedding, &slices, wanted)).map_err(at)?;
         let mut stacks = Vec::new();
         for first in (0..rows).step_by(rows_at_once) {
             let end = (first + rows_at_once).min(rows);
             let normed = streams.normed(first..end, start..start + count)?;
+            let streams = normed.f_flatten(0, 1).and_then(|streams| rounded(&streams, unembedding)).map_err(at)?;
             let stack = Stack {
-                streams: normed.f_flatten(0, 1).map_err(at)?,
+                streams,
                 rows: (end - first) as i64,
                 positions: count,
                 unembedding,
+                slices: &slices,
                 reference: &own,
                 wanted,
                 offset: start,
@@ -126,52 +170,111 @@ pub(crate) fn measure(
             drop(normed);
             stacks.push(stack.measure().map_err(at)?);
         }
-        groups.push(own.group(stacks).map_err(at)?);
+        own.slices.clear();
+        groups.push(Group { own, stacks });
     }
     gather(groups).map_err(at)
 }
 
+/// The vocabulary in slices of nearly one size, for stacks of up to `streams` streams.
+///
+/// Nearly one, because a last slice of a single entry would be multiplied by another routine, which adds in another order.
+fn slices(vocabulary: i64, streams: i64, memory: u64) -> Vec<Range<i64>> {
+    // The logits, the products as the library that computes them holds them, and two scratches of the same size.
+    let bytes = (memory / 4).saturating_mul(3) / (16 * streams.max(1) as u64);
+    let most = (bytes as i64).clamp(64, SLICE);
+    let count = (vocabulary + most - 1) / most;
+    let width = (vocabulary + count - 1) / count.max(1);
+    (0..vocabulary).step_by(width.max(1) as usize).map(|start| start..(start + width).min(vocabulary)).collect()
+}
+
+/// Streams in the dtype of the unembedding, as the products take them.
+fn rounded(streams: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
+    streams.f_to_kind(unembedding.f_kind()?)?.f_contiguous()
+}
+
 impl Final {
-    fn new(streams: &Tensor, unembedding: &Tensor) -> Result<Self, TchError> {
-        let logits = multiply(streams, unembedding)?;
-        let log_probabilities = logits.f_log_softmax(-1, Kind::Float)?;
-        let probabilities = log_probabilities.f_exp()?;
-        let dot = row_dots(&probabilities, &log_probabilities)?;
-        drop(log_probabilities);
+    /// For `streams`, `[position, d_model]`.
+    fn new(streams: &Tensor, unembedding: &Tensor, slices: &[Range<i64>], wanted: &Wanted) -> Result<Self, TchError> {
+        let streams = rounded(streams, unembedding)?;
+        let products = Products::new(&streams, widest(slices))?;
+        let count = streams.size2()?.0;
+        let mut highest = Highest::new(&[count], streams.device())?;
+        let (mut own, mut log_sums) = (Vec::new(), Vec::with_capacity(slices.len()));
+        for slice in slices {
+            let logits = products.logits(unembedding, slice)?;
+            let best = highest.fold(&logits, slice)?;
+            let below = logits.f_sub(&best.f_unsqueeze(-1)?)?;
+            let weights = below.f_exp()?;
+            let sum = total(&weights)?;
+            log_sums.push(best.f_to_kind(Kind::Double)?.f_add(&sum.f_log()?)?);
+            if wanted.divergence() {
+                own.push((below, weights, sum));
+            }
+        }
+        let log_sums = Tensor::f_stack(&log_sums, 0)?;
+        let log_normaliser = log_sums.f_logsumexp([0].as_slice(), false)?;
+        let log_masses = log_sums.f_sub(&log_normaliser)?.f_unbind(0)?;
+        let whole = |((below, weights, sum), log_mass)| FinalSlice { below, weights, sum, log_mass };
+        let directions = unembedding.f_index_select(0, &highest.place)?.f_to_kind(Kind::Float)?;
+        let terms = directions.f_mul(&streams)?;
+        let norm = |power: f64| terms.f_norm_scalaropt_dim(power, [-1].as_slice(), false);
         Ok(Self {
-            log_normaliser: logits.f_logsumexp([-1].as_slice(), false)?,
-            negative_entropy: dot,
-            top1: logits.f_argmax(-1, false)?,
-            logits,
-            probabilities,
+            top1: highest.place,
+            logit: highest.value,
+            reach: norm(1.0)?.f_minimum(&norm(2.0)?.f_mul_scalar(6.0)?)?,
+            log_normaliser,
+            slices: own.into_iter().zip(log_masses).map(whole).collect(),
         })
     }
+}
 
-    /// What is kept of these positions.
-    fn group(self, stacks: Vec<StackMeasured>) -> Result<Group, TchError> {
-        let logit = self.logits.f_gather(1, &self.top1.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?;
-        Ok(Group { logit, log_normaliser: self.log_normaliser, stacks })
+impl Wanted {
+    fn divergence(&self) -> bool {
+        self.kl || self.reverse_kl
     }
 }
 
-/// `[n, d] x [v, d]ᵀ` in the dtype of the unembedding, as f32.
-fn multiply(streams: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
-    let streams = streams.f_to_kind(unembedding.f_kind()?)?;
-    Factor::new(&streams)?.times_transposed(unembedding, None)?.f_to_kind(Kind::Float)
+/// The highest score so far and where it is, each `[..]`.
+struct Highest {
+    value: Tensor,
+    place: Tensor,
 }
 
-/// Sums of products along the last dimension of two `[n, v]`.
-fn row_dots(a: &Tensor, b: &Tensor) -> Result<Tensor, TchError> {
-    a.f_unsqueeze(1)?.f_bmm(&b.f_unsqueeze(2)?)?.f_flatten(0, -1)
+impl Highest {
+    fn new(shape: &[i64], device: Device) -> Result<Self, TchError> {
+        let value = Tensor::f_full(shape, f64::NEG_INFINITY, (Kind::Float, device))?;
+        Ok(Self { value, place: Tensor::f_zeros(shape, (Kind::Int64, device))? })
+    }
+
+    /// Looks through the logits of one slice, `[.., slice]`; gives the highest there.
+    fn fold(&mut self, logits: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
+        let (best, place) = logits.f_max_dim(-1, false)?;
+        let better = best.f_gt_tensor(&self.value)?;
+        self.place = place.f_add_scalar(slice.start)?.f_where_self(&better, &self.place)?;
+        self.value = best.f_maximum(&self.value)?;
+        Ok(best)
+    }
+}
+
+fn widest(slices: &[Range<i64>]) -> i64 {
+    slices.iter().map(|slice| slice.end - slice.start).max().unwrap_or(0)
+}
+
+/// Sums over the last dimension, in f64. Libtorch adds in pairs here. A product of matrices, which could multiply and add at
+/// once, adds one by one where a result is a single number: twenty times the error, and slower than two passes.
+fn total(terms: &Tensor) -> Result<Tensor, TchError> {
+    terms.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?.f_to_kind(Kind::Double)
 }
 
 /// Some rows at some positions, stacked.
 struct Stack<'a> {
-    /// `[rows x positions, d_model]`
+    /// `[rows x positions, d_model]` in the dtype of the unembedding.
     streams: Tensor,
     rows: i64,
     positions: i64,
     unembedding: &'a Tensor,
+    slices: &'a [Range<i64>],
     reference: &'a Final,
     wanted: &'a Wanted,
     /// First position, for the tokens that come next.
@@ -180,15 +283,15 @@ struct Stack<'a> {
 
 /// Running results of a stack, each `[rows, positions]` unless said otherwise.
 struct Running {
-    maximum: Tensor,
-    top1: Tensor,
-    sum: Tensor,
-    /// `Σ exp(l - maximum) l`
-    weighted: Tensor,
-    /// `Σ exp(l - maximum) l_final`
-    weighted_final: Tensor,
-    /// `Σ p l`
-    expected: Tensor,
+    highest: Highest,
+    /// The logarithm of the sum of exponentials, in f64.
+    log_normaliser: Tensor,
+    /// `Σ q l`, in f64.
+    score: Tensor,
+    /// `KL(p || q) - ln Z`, in f64.
+    kl: Tensor,
+    /// `KL(q || p) + ln Z`, in f64.
+    reverse_kl: Tensor,
     /// `1 +` how many score higher than the target
     ranks: Tensor,
     /// `[rows, positions, tracked]`
@@ -197,9 +300,27 @@ struct Running {
     top: Option<(Tensor, Tensor)>,
 }
 
+impl Running {
+    /// Takes in a slice of which `log_sum` is the logarithm of the sum of exponentials. The means under `q` so far and the
+    /// slice's own are weighted by what each has of the exponentials.
+    fn fold(&mut self, log_sum: &Tensor, score: Option<Tensor>, reverse_kl: Option<Tensor>) -> Result<(), TchError> {
+        let log_normaliser = self.log_normaliser.f_logaddexp(log_sum)?;
+        let before = self.log_normaliser.f_sub(&log_normaliser)?.f_exp()?;
+        let share = log_sum.f_sub(&log_normaliser)?.f_exp()?;
+        let mean = |so_far: &Tensor, new: &Tensor| so_far.f_mul(&before)?.f_add(&new.f_mul(&share)?);
+        if let Some(score) = score {
+            self.score = mean(&self.score, &score)?;
+        }
+        if let Some(reverse_kl) = reverse_kl {
+            self.reverse_kl = mean(&self.reverse_kl, &reverse_kl)?;
+        }
+        self.log_normaliser = log_normaliser;
+        Ok(())
+    }
+}
+
 struct StackMeasured {
     running: Running,
-    log_normaliser: Tensor,
     target: Tensor,
     tracked: Tensor,
     next: Option<Tensor>,
@@ -207,6 +328,9 @@ struct StackMeasured {
     reverse_kl: Option<Tensor>,
     entropy: Option<Tensor>,
 }
+
+/// Columns of a product from which on no routine for matrix times vector is taken, which would add in another order.
+const COLUMNS: usize = 16;
 
 impl Stack<'_> {
     fn shape(&self) -> [i64; 2] {
@@ -217,110 +341,78 @@ impl Stack<'_> {
         self.streams.device()
     }
 
-    /// Scores of one given id per position.
-    fn logits_of(&self, ids: &Tensor) -> Result<Tensor, TchError> {
-        let kind = self.unembedding.f_kind()?;
-        let directions = self.unembedding.f_index_select(0, ids)?.f_to_kind(Kind::Float)?;
-        let streams = self.streams.f_to_kind(kind)?.f_to_kind(Kind::Float)?;
-        let streams = streams.f_view([self.rows, self.positions, -1])?;
-        let logits = streams.f_mul(&directions)?.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?;
-        // Rounded as the scores they are compared with are.
-        logits.f_to_kind(kind)?.f_to_kind(Kind::Float)
+    /// Scores of some ids everywhere, `[rows, positions, ids]`.
+    fn logits_of(&self, products: &Products, ids: &[i64]) -> Result<Tensor, TchError> {
+        let mut columns = ids.to_vec();
+        columns.resize(columns.len().max(COLUMNS), columns.first().copied().unwrap_or(0));
+        let columns = Tensor::f_from_slice(&columns)?.f_to_device(self.device())?;
+        let directions = self.unembedding.f_index_select(0, &columns)?;
+        let logits = products.factor.times_transposed(&directions, None)?.f_to_kind(Kind::Float)?;
+        logits.f_view([self.rows, self.positions, -1])?.f_narrow(2, 0, ids.len() as i64)
     }
 
-    /// Entries of the vocabulary in one slice.
-    fn slice(&self) -> i64 {
-        let vocabulary = self.unembedding.size().first().copied().unwrap_or(1);
-        let streams = self.streams.size().first().map_or(1, |&n| n.max(1) as u64);
-        // The logits, one scratch of the same size, and the products where they are not f32 already.
-        let bytes = (self.wanted.memory * 3 / 4) / (12 * streams);
-        (bytes as i64).clamp(64, SLICE).min(vocabulary)
-    }
-
-    /// Whether logits are still needed after their exponentials exist.
-    fn exponentials_apart(&self) -> bool {
-        self.wanted.entropy || self.wanted.reverse_kl
-    }
-
-    fn slices(&self) -> Result<Vec<Range<i64>>, TchError> {
-        let (vocabulary, slice) = (self.unembedding.size2()?.0, self.slice());
-        Ok((0..vocabulary).step_by(slice as usize).map(|start| start..(start + slice).min(vocabulary)).collect())
+    /// Scores of one id per position, `[rows, positions]`.
+    fn logits_at(&self, products: &Products, ids: &[i64]) -> Result<Tensor, TchError> {
+        let mut different = ids.to_vec();
+        different.sort_unstable();
+        different.dedup();
+        let places: Vec<i64> = ids.iter().map(|id| different.binary_search(id).unwrap_or(0) as i64).collect();
+        let places = Tensor::f_from_slice(&places)?.f_to_device(self.device())?;
+        let places = places.f_view([1, -1, 1])?.f_expand([self.rows, self.positions, 1], false)?;
+        self.logits_of(products, &different)?.f_gather(-1, &places, false)?.f_squeeze_dim(2)
     }
 
     fn measure(&self) -> Result<StackMeasured, TchError> {
-        let kind = self.unembedding.f_kind()?;
-        let streams = self.streams.f_to_kind(kind)?.f_contiguous()?;
-        let products = Products::new(&streams, self.slice())?;
-        let target = self.logits_of(&self.reference.top1)?;
-        let tracked = self.tracked_logits()?;
+        let products = Products::new(&self.streams, widest(self.slices))?;
+        let target = self.logits_at(&products, &flat(&self.reference.top1)?)?;
+        let tracked = self.logits_of(&products, &self.wanted.tracked)?;
         let mut running = self.start()?;
-        for slice in self.slices()? {
-            self.fold(&slice, &products, &target, &tracked, &mut running)?;
+        for (index, slice) in self.slices.iter().enumerate() {
+            self.fold(slice, self.reference.slices.get(index), &products, &target, &tracked, &mut running)?;
         }
-        let log_normaliser = running.maximum.f_add(&running.sum.f_log()?)?;
+        let normaliser = &running.log_normaliser;
+        // None is below zero; rounding may leave a little less.
         let kl = match (self.wanted.kl, self.wanted.clip) {
             (false, _) => None,
-            (true, None) => {
-                let kl = self.reference.negative_entropy.f_sub(&running.expected)?.f_add(&log_normaliser)?;
-                // Rounding may leave a little less than nothing.
-                Some(kl.f_clamp_min(0.0)?)
-            }
-            (true, Some(clip)) => Some(self.clipped_kl(&products, &log_normaliser, clip)?),
+            (true, None) => Some(running.kl.f_add(normaliser)?.f_clamp_min(0.0)?),
+            (true, Some(clip)) => Some(self.clipped_kl(&products, normaliser, clip)?),
         };
-        let expectation = |weighted: &Tensor| weighted.f_div(&running.sum);
-        let entropy = if self.wanted.entropy {
-            Some(log_normaliser.f_sub(&expectation(&running.weighted)?)?.f_clamp_min(0.0)?)
-        } else {
-            None
-        };
-        let reverse_kl = if self.wanted.reverse_kl {
-            let own = expectation(&running.weighted)?.f_sub(&log_normaliser)?;
-            let other = expectation(&running.weighted_final)?.f_sub(&self.reference.log_normaliser)?;
-            Some(own.f_sub(&other)?.f_clamp_min(0.0)?)
-        } else {
-            None
-        };
-        let next = self.next_logits()?;
-        Ok(StackMeasured { running, log_normaliser, target, tracked, next, kl, reverse_kl, entropy })
+        let entropy =
+            if self.wanted.entropy { Some(normaliser.f_sub(&running.score)?.f_clamp_min(0.0)?) } else { None };
+        let reverse_kl =
+            if self.wanted.reverse_kl { Some(running.reverse_kl.f_sub(normaliser)?.f_clamp_min(0.0)?) } else { None };
+        let next = self.next_logits(&products)?;
+        Ok(StackMeasured { running, target, tracked, next, kl, reverse_kl, entropy })
     }
 
     fn start(&self) -> Result<Running, TchError> {
-        let (options, whole) = ((Kind::Float, self.device()), (Kind::Int64, self.device()));
-        let zeros = || Tensor::f_zeros(self.shape(), options);
+        let (double, whole) = ((Kind::Double, self.device()), (Kind::Int64, self.device()));
+        let zeros = || Tensor::f_zeros(self.shape(), double);
         let tracked = [self.rows, self.positions, self.wanted.tracked.len() as i64];
         Ok(Running {
-            maximum: Tensor::f_full(self.shape(), f64::NEG_INFINITY, options)?,
-            top1: Tensor::f_zeros(self.shape(), whole)?,
-            sum: zeros()?,
-            weighted: zeros()?,
-            weighted_final: zeros()?,
-            expected: zeros()?,
+            highest: Highest::new(&self.shape(), self.device())?,
+            log_normaliser: Tensor::f_full(self.shape(), f64::NEG_INFINITY, double)?,
+            score: zeros()?,
+            kl: zeros()?,
+            reverse_kl: zeros()?,
             ranks: Tensor::f_ones(self.shape(), whole)?,
             tracked_ranks: Tensor::f_ones(tracked, whole)?,
             top: None,
         })
     }
 
-    fn tracked_logits(&self) -> Result<Tensor, TchError> {
-        if self.wanted.tracked.is_empty() {
-            return Tensor::f_zeros([self.rows, self.positions, 0], (Kind::Float, self.device()));
-        }
-        let of = |&id: &i64| self.logits_of(&Tensor::f_full([self.positions], id, (Kind::Int64, self.device()))?);
-        let logits = self.wanted.tracked.iter().map(of).collect::<Result<Vec<_>, _>>()?;
-        Tensor::f_stack(&logits, -1)
-    }
-
-    fn next_logits(&self) -> Result<Option<Tensor>, TchError> {
+    fn next_logits(&self, products: &Products) -> Result<Option<Tensor>, TchError> {
         let Some(next) = &self.wanted.next else { return Ok(None) };
         let here = next.iter().skip(self.offset as usize).take(self.positions as usize);
         let ids: Vec<i64> = here.map(|&id| id.max(0)).collect();
-        Ok(Some(self.logits_of(&Tensor::f_from_slice(&ids)?.f_to_device(self.device())?)?))
+        Ok(Some(self.logits_at(products, &ids)?))
     }
 
-    /// Folds the logits of one slice into the running results.
+    /// Folds the logits of one slice into the running results. `own` is the model's own distribution there.
     fn fold(
         &self,
         slice: &Range<i64>,
+        own: Option<&FinalSlice>,
         products: &Products,
         target: &Tensor,
         tracked: &Tensor,
@@ -329,14 +421,8 @@ impl Stack<'_> {
         let width = slice.end - slice.start;
         let shape = [self.rows, self.positions, width];
         let logits = products.logits(self.unembedding, slice)?.f_view(shape)?;
-        let scratch = products.scratch(width)?.f_view(shape)?;
-        let (best, place) = logits.f_max_dim(-1, false)?;
-        let better = best.f_gt_tensor(&running.maximum)?;
-        running.top1 = place.f_add_scalar(slice.start)?.f_where_self(&better, &running.top1)?;
-        let maximum = best.f_maximum(&running.maximum)?;
-        // exp(-inf - m) = 0 for the first slice.
-        let decay = running.maximum.f_sub(&maximum)?.f_exp()?;
-        running.maximum = maximum;
+        let [scratch, spare] = products.scratch(width, &shape)?;
+        let best = running.highest.fold(&logits, slice)?;
         if self.wanted.ranks {
             running.ranks = running.ranks.f_add(&above(&logits, &scratch, target, &self.reference.top1, slice)?)?;
         }
@@ -348,34 +434,33 @@ impl Stack<'_> {
         if self.wanted.top_k > 0 {
             running.top = Some(self.merge_top(&logits, slice, running.top.take())?);
         }
-        if self.wanted.kl && self.wanted.clip.is_none() {
-            let probabilities = self.reference.probabilities.f_narrow(1, slice.start, width)?;
-            // [position, row, slice] x [position, slice, 1]
-            let part = logits.f_transpose(0, 1)?.f_bmm(&probabilities.f_unsqueeze(2)?)?;
-            running.expected = running.expected.f_add(&part.f_squeeze_dim(2)?.f_transpose(0, 1)?)?;
-        }
-        let shift = running.maximum.f_unsqueeze(2)?;
-        let exponentials = if self.exponentials_apart() {
-            logits.f_sub_out(&scratch, &shift)?.f_exp_()?
+        // From here on in the memory of the logits, which are not needed any more.
+        let mut below = logits;
+        let _ = below.f_sub_(&best.f_unsqueeze(2)?)?;
+        let best = best.f_to_kind(Kind::Double)?;
+        let exponentials = below.f_exp_out(&scratch)?;
+        let sum = total(&exponentials)?;
+        let log_sum = best.f_add(&sum.f_log()?)?;
+        let score = if self.wanted.entropy {
+            Some(total(&exponentials.f_mul_out(&spare, &below)?)?.f_div(&sum)?.f_add(&best)?)
         } else {
-            // The logits are not needed any more.
-            let mut logits = logits.shallow_clone();
-            logits.f_sub_(&shift)?.f_exp_()?
+            None
         };
-        let sum = exponentials.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)?;
-        running.sum = running.sum.f_mul(&decay)?.f_add(&sum)?;
-        if self.exponentials_apart() {
-            let flat = |tensor: &Tensor| tensor.f_reshape([-1, width]);
-            let part = row_dots(&flat(&exponentials)?, &flat(&logits)?)?.f_view(self.shape())?;
-            running.weighted = running.weighted.f_mul(&decay)?.f_add(&part)?;
+        let mut reverse_kl = None;
+        if let Some(own) = own {
+            let mut ratio = below.f_sub_(&own.below)?;
+            let log_ratio = sum.f_log()?.f_sub(&own.sum.f_log()?)?;
+            if self.wanted.reverse_kl {
+                let mean = total(&exponentials.f_mul_out(&spare, &ratio)?)?.f_div(&sum)?;
+                reverse_kl = Some(log_sum.f_sub(&own.log_mass)?.f_add(&mean)?.f_sub(&log_ratio)?);
+            }
+            if self.wanted.kl && self.wanted.clip.is_none() {
+                let within = log_ratio.f_sub(&total(&ratio.f_mul_(&own.weights)?)?.f_div(&own.sum)?)?;
+                let part = own.log_mass.f_sub(&log_sum)?.f_add(&within)?.f_mul(&own.log_mass.f_exp()?)?;
+                running.kl = running.kl.f_add(&part)?;
+            }
         }
-        if self.wanted.reverse_kl {
-            let other = self.reference.logits.f_narrow(1, slice.start, width)?;
-            let part = exponentials.f_transpose(0, 1)?.f_bmm(&other.f_unsqueeze(2)?)?;
-            let part = part.f_squeeze_dim(2)?.f_transpose(0, 1)?;
-            running.weighted_final = running.weighted_final.f_mul(&decay)?.f_add(&part)?;
-        }
-        Ok(())
+        running.fold(&log_sum, score, reverse_kl)
     }
 
     fn merge_top(
@@ -397,17 +482,20 @@ impl Stack<'_> {
     /// `Σ max(p, c) ln(max(p, c) / max(q, c))`, as transformer-utils computes it. It needs `q` itself, and so the
     /// products once more, after the normaliser is known.
     fn clipped_kl(&self, products: &Products, normaliser: &Tensor, clip: f64) -> Result<Tensor, TchError> {
-        let mut total = Tensor::f_zeros(self.shape(), (Kind::Float, self.device()))?;
-        for slice in self.slices()? {
-            let width = slice.end - slice.start;
-            let logits = products.logits(self.unembedding, &slice)?.f_view([self.rows, self.positions, width])?;
-            let rows = logits.f_sub(&normaliser.f_unsqueeze(2)?)?.f_clamp_min_(clip.ln())?;
-            let own = self.reference.probabilities.f_narrow(1, slice.start, width)?.f_clamp_min(clip)?;
-            let ratio = own.f_log()?.f_sub(&rows)?;
-            let part = ratio.f_transpose(0, 1)?.f_bmm(&own.f_unsqueeze(2)?)?;
-            total = total.f_add(&part.f_squeeze_dim(2)?.f_transpose(0, 1)?)?;
+        let mut sum = Tensor::f_zeros(self.shape(), (Kind::Double, self.device()))?;
+        for (slice, own) in self.slices.iter().zip(&self.reference.slices) {
+            let shape = [self.rows, self.positions, slice.end - slice.start];
+            let mut logits = products.logits(self.unembedding, slice)?.f_view(shape)?;
+            // Relative to the slice's highest first, so that an offset of all logits is gone before anything is rounded.
+            let best = logits.f_amax([-1].as_slice(), true)?;
+            let height = best.f_to_kind(Kind::Double)?.f_sub(&normaliser.f_unsqueeze(2)?)?.f_to_kind(Kind::Float)?;
+            let mut rows = logits.f_sub_(&best)?.f_add_(&height)?.f_clamp_min_(clip.ln())?;
+            let height = own.log_mass.f_sub(&own.sum.f_log()?)?.f_unsqueeze(1)?.f_to_kind(Kind::Float)?;
+            let own = own.below.f_add(&height)?.f_exp_()?.f_clamp_min_(clip)?;
+            let terms = rows.f_neg_()?.f_add_(&own.f_log()?)?.f_mul_(&own)?;
+            sum = sum.f_add(&total(&terms)?)?;
         }
-        Ok(total)
+        Ok(sum)
     }
 }
 
@@ -419,7 +507,7 @@ struct Products<'a> {
     count: i64,
     /// Logits in f32, where the products are not.
     logits: Option<Tensor>,
-    scratch: Tensor,
+    scratch: [Tensor; 2],
 }
 
 impl<'a> Products<'a> {
@@ -428,7 +516,7 @@ impl<'a> Products<'a> {
         let (count, kind, device) = (streams.size2()?.0, streams.f_kind()?, streams.device());
         let buffer = || Tensor::f_empty([count * slice], (Kind::Float, device));
         let logits = if kind == Kind::Float { None } else { Some(buffer()?) };
-        Ok(Self { factor: Factor::new(streams)?, count, logits, scratch: buffer()? })
+        Ok(Self { factor: Factor::new(streams)?, count, logits, scratch: [buffer()?, buffer()?] })
     }
 
     /// `[n, slice]` of a buffer.
@@ -436,8 +524,10 @@ impl<'a> Products<'a> {
         buffer.f_narrow(0, 0, self.count * width)?.f_view([self.count, width])
     }
 
-    fn scratch(&self, width: i64) -> Result<Tensor, TchError> {
-        self.part(&self.scratch, width)
+    /// Memory for what is made of the logits of one slice, in their shape.
+    fn scratch(&self, width: i64, shape: &[i64]) -> Result<[Tensor; 2], TchError> {
+        let [first, second] = &self.scratch;
+        Ok([self.part(first, width)?.f_view(shape)?, self.part(second, width)?.f_view(shape)?])
     }
 
     /// Logits of one slice, `[n, slice]`, in f32.
@@ -471,10 +561,9 @@ fn above(
     count.f_sub(&own)?.f_to_kind(Kind::Int64)
 }
 
-/// A group of positions: the model's own results there, `[position]`, and the rows'.
+/// A group of positions: the model's own results there, and the rows'.
 struct Group {
-    logit: Tensor,
-    log_normaliser: Tensor,
+    own: Final,
     stacks: Vec<StackMeasured>,
 }
 
@@ -500,10 +589,14 @@ fn gather(groups: Vec<Group>) -> Result<Measured, TchError> {
     };
     let own = |pick: fn(&Group) -> &Tensor| Tensor::f_cat(&groups.iter().map(pick).collect::<Vec<_>>(), 0);
     Ok(Measured {
-        final_logit: flat(&own(|group| &group.logit)?)?,
-        final_log_normaliser: flat(&own(|group| &group.log_normaliser)?)?,
-        top1: integers(&|stack| Some(stack.running.top1.shallow_clone()))?,
-        log_normaliser: floats(&|stack| Some(stack.log_normaliser.shallow_clone()))?,
+        final_logit: flat(&own(|group| &group.own.logit)?)?,
+        final_reach: flat(&own(|group| &group.own.reach)?)?,
+        final_log_normaliser: flat(&own(|group| &group.own.log_normaliser)?)?,
+        top1: integers(&|stack| Some(stack.running.highest.place.shallow_clone()))?,
+        log_normaliser: match whole(&|stack| Some(stack.running.log_normaliser.shallow_clone()))? {
+            Some(normalisers) => flat(&normalisers)?,
+            None => Vec::new(),
+        },
         target_logit: floats(&|stack| Some(stack.target.shallow_clone()))?,
         ranks: integers(&|stack| Some(stack.running.ranks.shallow_clone()))?,
         kl: floats(&|stack| stack.kl.as_ref().map(Tensor::shallow_clone))?,
@@ -522,4 +615,174 @@ fn flat<T: tch::kind::Element + Default + Clone>(tensor: &Tensor) -> Result<Vec<
     let mut values = vec![T::default(); tensor.numel()];
     tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Streams that are given, `[position, d_model]` for each row.
+    struct Given(Vec<Tensor>);
+
+    impl Streams for Given {
+        fn rows(&self) -> usize {
+            self.0.len()
+        }
+
+        fn positions(&self) -> i64 {
+            self.0[0].size()[0]
+        }
+
+        fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor> {
+            Ok(Tensor::stack(&self.0[rows], 0).narrow(1, positions.start, positions.end - positions.start))
+        }
+    }
+
+    /// Logits that are given, `[row, position, vocabulary]`, those of row 0 the model's own, as streams and an unembedding whose
+    /// products they are, bit for bit: each is a column of the unembedding, and each stream chooses one.
+    fn streams_of(logits: &Tensor) -> (Given, Tensor) {
+        let (rows, positions, vocabulary) = logits.size3().unwrap();
+        let unembedding = logits.view([rows * positions, vocabulary]).tr().contiguous();
+        let streams = Tensor::eye(rows * positions, (Kind::Float, Device::Cpu)).view([rows, positions, -1]);
+        (Given(streams.unbind(0)), unembedding)
+    }
+
+    /// Numbers of mean zero and variance one that look random, the same ones each time.
+    fn noise(shape: &[i64], seed: f64) -> Tensor {
+        let count = shape.iter().product::<i64>();
+        let large = (Tensor::arange(count, (Kind::Double, Device::Cpu)) * 12.9898 + seed).sin() * 43758.5453;
+        ((large.frac().abs() - 0.5) * 12f64.sqrt()).view(shape).to_kind(Kind::Float)
+    }
+
+    fn everything(memory: u64) -> Wanted {
+        Wanted { ranks: true, kl: true, reverse_kl: true, entropy: true, memory, ..Wanted::default() }
+    }
+
+    /// KL(own || row), KL(row || own) and the entropy in f64, `[row x position]` each.
+    fn exact(logits: &Tensor) -> [Vec<f64>; 3] {
+        let rows = logits.to_kind(Kind::Double).log_softmax(-1, Kind::Double);
+        let own = rows.narrow(0, 0, 1);
+        let mean = |of: &Tensor, values: &Tensor| -> Vec<f64> {
+            let terms = of.exp() * values;
+            Vec::try_from(terms.sum_dim_intlist([-1].as_slice(), false, Kind::Double).flatten(0, -1)).unwrap()
+        };
+        [mean(&own, &(&own - &rows)), mean(&rows, &(&rows - &own)), mean(&rows, &-&rows)]
+    }
+
+    /// The largest error, in parts of what is allowed.
+    fn worst(name: &str, found: &[f32], expected: &[f64]) -> f64 {
+        assert_eq!(found.len(), expected.len());
+        let error = |(found, expected): (&f32, &f64)| {
+            let error = (f64::from(*found) - expected).abs() / (1e-6 + 1e-6 * expected);
+            assert!(error <= 1.0, "{name}: {found} instead of {expected}");
+            error
+        };
+        found.iter().zip(expected).map(error).fold(0.0, f64::max)
+    }
+
+    /// Model outputs and rows of them from equal to far away, `[row, position, vocabulary]`; row 0 is the model's own.
+    fn rows_near_and_far(positions: i64, vocabulary: i64) -> Tensor {
+        // Flat, spread out like a language model's, and almost sure of one token.
+        let spread = Tensor::arange(positions, (Kind::Float, Device::Cpu)).remainder(4.0) * 1.5 + 0.5;
+        let own = noise(&[positions, vocabulary], 0.5) * spread.unsqueeze(1);
+        let sure = Tensor::arange(positions, (Kind::Int64, Device::Cpu)).remainder(3).eq(0).to_kind(Kind::Float) * 14.0;
+        let ids = (Tensor::arange(positions, (Kind::Int64, Device::Cpu)) * 31 + 7).remainder(vocabulary).unsqueeze(1);
+        let peak =
+            Tensor::zeros([positions, vocabulary], (Kind::Float, Device::Cpu)).scatter(1, &ids, &(sure.unsqueeze(1)));
+        let own = own + &peak;
+        let mut rows = vec![own.shallow_clone(), own.shallow_clone(), &own + 40.0];
+        for (index, size) in [4e-4, 1e-3, 1e-2, 0.1, 0.5, 1.5, 4.0].into_iter().enumerate() {
+            rows.push(&own + noise(&[positions, vocabulary], index as f64) * size);
+        }
+        // The token that is almost sure becomes unlikely; one that is unlikely, sure.
+        rows.push(&own - &peak * 2.5);
+        let least = own.argmin(1, true);
+        let gain = Tensor::full([positions, 1], 45.0, (Kind::Float, Device::Cpu));
+        rows.push(own.scatter_add(1, &least, &gain));
+        rows.push(-&own);
+        Tensor::stack(&rows, 0)
+    }
+
+    fn check(logits: &Tensor, memory: u64) -> [f64; 3] {
+        let (streams, unembedding) = streams_of(logits);
+        let found = measure(&streams, &streams.0[0], &unembedding, &everything(memory)).unwrap();
+        let [kl, reverse, entropy] = exact(logits);
+        let positions = streams.positions() as usize;
+        // The model's own row, and another with the same logits.
+        assert!(found.kl[..2 * positions].iter().chain(&found.reverse_kl[..2 * positions]).all(|&kl| kl < 1e-9));
+        assert!(kl.iter().any(|&kl| kl > 15.0) && kl.iter().any(|kl| (5e-8..5e-7).contains(kl)), "{kl:?}");
+        [
+            worst("kl", &found.kl, &kl),
+            worst("reverse_kl", &found.reverse_kl, &reverse),
+            worst("entropy", &found.entropy, &entropy),
+        ]
+    }
+
+    #[test]
+    fn divergences_and_entropies_are_exact_wherever_the_logits_lie() {
+        for offset in [0.0, -100.0, 300.0] {
+            let logits = rows_near_and_far(3, 50257) + offset;
+            // In one group of positions, and in three.
+            for memory in [256 << 20, 12 * 50257 * 4] {
+                let errors = check(&logits, memory);
+                println!("offset {offset}: of what is allowed {errors:.2?}");
+            }
+        }
+    }
+
+    #[test]
+    fn several_stacks_give_the_same() {
+        for offset in [0.0, -100.0, 300.0] {
+            let errors = check(&(rows_near_and_far(200, 199) + offset), 1 << 22);
+            println!("offset {offset}: of what is allowed {errors:.2?}");
+        }
+    }
+
+    #[test]
+    fn ranks_and_scores_come_from_products_rounded_like_the_models() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            // Every entry twice: their scores are equal, so a score that is rounded in another way counts one too many.
+            let half = noise(&[1500, 96], 0.25);
+            let unembedding = Tensor::cat(&[&half, &half], 0).to_kind(kind);
+            let rows = noise(&[4, 20, 96], 0.75).to_kind(kind);
+            let streams = Given(rows.to_kind(Kind::Float).unbind(0));
+            let next: Vec<i64> = (0..20).map(|position| position * 97).collect();
+            let wanted = Wanted { next: Some(next.clone()), tracked: vec![3, 2999], ..everything(1 << 20) };
+            let found = measure(&streams, &streams.0[0], &unembedding, &wanted).unwrap();
+            // As a forward does it: one product with the whole of the unembedding.
+            let logits = Factor::new(&rows).unwrap().times_transposed(&unembedding, None).unwrap().to_kind(Kind::Float);
+            let of = |ids: &Tensor| logits.gather(2, &ids.view([1, -1, 1]).expand([4, 20, 1], false), false);
+            let rank = |of: &Tensor| logits.gt_tensor(of).sum_dim_intlist([-1].as_slice(), false, Kind::Int64) + 1;
+            let floats = |tensor: &Tensor| Vec::<f32>::try_from(tensor.flatten(0, -1)).unwrap();
+            let integers = |tensor: &Tensor| Vec::<i64>::try_from(tensor.flatten(0, -1)).unwrap();
+            let target = of(&logits.select(0, 0).argmax(-1, false));
+            assert_eq!(found.target_logit, floats(&target), "{kind:?}");
+            assert_eq!(found.ranks, integers(&rank(&target)), "{kind:?}");
+            assert_eq!(found.next_logit, floats(&of(&Tensor::from_slice(&next))), "{kind:?}");
+            let tracked = logits.index_select(2, &Tensor::from_slice(&[3i64, 2999]));
+            assert_eq!(found.tracked_logit, floats(&tracked), "{kind:?}");
+            let ranks: Vec<Tensor> = (0..2).map(|at| rank(&tracked.narrow(2, at, 1))).collect();
+            assert_eq!(found.tracked_rank, integers(&Tensor::stack(&ranks, -1)), "{kind:?}");
+            let best = logits.gather(2, &Tensor::from_slice(&found.top1).view([4, 20, 1]), false).squeeze_dim(2);
+            assert_eq!(floats(&best), floats(&logits.amax([-1].as_slice(), false)), "{kind:?}");
+            let [kl, reverse, entropy] = exact(&logits);
+            worst("kl", &found.kl, &kl);
+            worst("reverse_kl", &found.reverse_kl, &reverse);
+            worst("entropy", &found.entropy, &entropy);
+        }
+    }
+
+    #[test]
+    fn slices_are_of_nearly_one_size() {
+        for (vocabulary, streams, memory) in
+            [(50257, 48, 256 << 20), (2049, 1, 256 << 20), (65, 1, 1), (1, 1, 1), (199, 10, 1)]
+        {
+            let slices = slices(vocabulary, streams, memory);
+            assert!(slices.iter().map(|slice| slice.end - slice.start).all(|width| width <= SLICE));
+            assert_eq!((slices[0].start, slices[slices.len() - 1].end), (0, vocabulary));
+            assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start));
+            let last = &slices[slices.len() - 1];
+            assert!(last.end - last.start + slices.len() as i64 > slices[0].end - slices[0].start, "{slices:?}");
+        }
+    }
 }

@@ -6,25 +6,26 @@ use tch::{Device, Kind, TchError, Tensor};
 /// Rows and columns at each end of a matrix that NumPy prints of a large one.
 const EDGE: i64 = 3;
 /// Elements from which on NumPy prints the ends only.
-const LARGE: usize = 1000;
+const LARGE: i64 = 1000;
 
-/// SHA-256, in hexadecimal, of what NumPy prints of `matrix` with one digit after the point: of its first and last three
-/// rows and columns. `None` for a small matrix, which NumPy would print whole, over several lines.
+/// The rows, or columns, that NumPy prints of `size` of them.
+pub(crate) fn shown(size: i64) -> Vec<i64> {
+    if size > 2 * EDGE { (0..EDGE).chain(size - EDGE..size).collect() } else { (0..size).collect() }
+}
+
+/// SHA-256, in hexadecimal, of what NumPy prints of a large matrix of `rows` rows with one digit after the point, from the
+/// rows that are [`shown`], `[shown, d_model]`. `None` for a small matrix, which NumPy would print whole, over several
+/// lines.
 ///
 /// As `tensor_hash` of the tuned-lens package; the layout is that of `numpy.array_str(matrix, precision=1)`.
-pub(crate) fn unembedding_hash(matrix: &Tensor) -> Result<Option<String>, TchError> {
-    if matrix.numel() <= LARGE {
+pub(crate) fn unembedding_hash(shown_rows: &Tensor, rows: i64) -> Result<Option<String>, TchError> {
+    let columns = shown_rows.size2()?.1;
+    if rows.saturating_mul(columns) <= LARGE {
         return Ok(None);
     }
-    let (rows, columns) = matrix.size2()?;
-    let ends = |size: i64| -> Vec<i64> {
-        if size > 2 * EDGE { (0..EDGE).chain(size - EDGE..size).collect() } else { (0..size).collect() }
-    };
-    let (shown_rows, shown_columns) = (ends(rows), ends(columns));
-    let pick = |tensor: &Tensor, dimension: i64, places: &[i64]| {
-        tensor.f_index_select(dimension, &Tensor::f_from_slice(places)?.f_to_device(matrix.device())?)
-    };
-    let corners = pick(&pick(matrix, 0, &shown_rows)?, 1, &shown_columns)?;
+    let shown_columns = shown(columns);
+    let places = Tensor::f_from_slice(&shown_columns)?.f_to_device(shown_rows.device())?;
+    let corners = shown_rows.f_index_select(1, &places)?;
     let corners = corners.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?.f_contiguous()?;
     let mut values = vec![0.0_f32; corners.numel()];
     corners.f_copy_data(&mut values, corners.numel())?;
@@ -117,7 +118,11 @@ mod tests {
     /// Expected: what the tuned-lens package's `tensor_hash` gives for the same 400 matrices (NumPy 2.4).
     #[test]
     fn the_hash_is_that_of_the_tuned_lens_package() {
-        let hash = |seed| unembedding_hash(&matrix(seed)).unwrap().unwrap();
+        let hash = |seed| {
+            let matrix = matrix(seed);
+            let rows = matrix.size2().unwrap().0;
+            unembedding_hash(&matrix.index_select(0, &Tensor::from_slice(&shown(rows))), rows).unwrap().unwrap()
+        };
         assert_eq!(hash(7).get(..16), Some("5cd472cac33200a0"));
         assert_eq!(hash(10).get(..16), Some("218da6cb039f8d75"));
         let all: String = (0..400).map(hash).collect();
@@ -127,6 +132,6 @@ mod tests {
 
     #[test]
     fn a_small_matrix_has_none() {
-        assert_eq!(unembedding_hash(&Tensor::zeros([20, 50], (Kind::Float, Device::Cpu))).unwrap(), None);
+        assert_eq!(unembedding_hash(&Tensor::zeros([6, 50], (Kind::Float, Device::Cpu)), 20).unwrap(), None);
     }
 }

@@ -16,7 +16,7 @@ use crate::{
     attention::Masks,
     error::At,
     input::{Checked, Limits, Start},
-    weights::{self, Block, Norm, Projections},
+    weights::{self, Block, Projections},
 };
 
 /// How a run ended.
@@ -296,14 +296,10 @@ impl Run<'_> {
     }
 
     fn head(&mut self, x: Tensor, logits_at: LogitsAt, attended: Option<&Tensor>) -> Result<Tensor, Halt> {
-        let config = self.model.config();
-        let layers = config.layers();
-        let parts = self.model.parts();
         let ends = self.deepest.is_some_and(|deepest| deepest <= Site::FINAL_NORM);
-        let next = if ends { None } else { Some(weights::unembedding(layers)) };
-        let norm = parts.get(weights::final_norm(layers), next).map_err(Error::from)?;
-        let norm = Norm::take(config.family, norm)?;
-        let normed = norm.apply(&x, config.layer_norm_epsilon).at(Site::FINAL_NORM)?;
+        let next = if ends { None } else { Some(weights::unembedding(self.model.config().layers())) };
+        let norm = self.model.final_norm_before(next)?;
+        let normed = norm.apply(&x, self.model.parts().dtype().kind())?;
         let mut normed = self.show(Site::FINAL_NORM, normed)?;
         if logits_at == LogitsAt::Last {
             normed = last_tokens(&normed, attended).at(Site::LOGITS)?;

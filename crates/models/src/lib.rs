@@ -44,7 +44,7 @@ pub use family::Family;
 pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, generate};
 pub use input::{Input, LogitsAt};
 pub use lowmem::{first_line, prepare_libtorch};
-pub use model::Model;
+pub use model::{FinalNorm, Model};
 pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use random::Random;

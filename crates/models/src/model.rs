@@ -10,6 +10,23 @@ use crate::{
     weights::{self, Norm, Spelling},
 };
 
+/// A model's final norm with its weights, which live as long as this value.
+pub struct FinalNorm {
+    norm: Norm,
+    epsilon: f64,
+}
+
+impl FinalNorm {
+    /// The norm of `stream`, `[.., d_model]`, computed in `kind`; the same shape.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`].
+    pub fn apply(&self, stream: &Tensor, kind: Kind) -> Result<Tensor> {
+        self.norm.apply_in(stream, self.epsilon, kind).map_err(Error::torch(Site::FINAL_NORM))
+    }
+}
+
 /// A GPT-2 or GPT-Neo model.
 ///
 /// Runs take `&self` and leave nothing behind. A model is [`Send`] and [`Sync`]: several threads may run it at once, and
@@ -170,16 +187,20 @@ impl Model {
         weights::block(0)..end
     }
 
-    /// The final norm of `stream` (`[.., d_model]`), computed in `kind`.
+    /// The final norm, for whoever applies it more than once: streamed weights are read for each call.
     ///
     /// # Errors
     ///
-    /// [`Error::Weights`], [`Error::Torch`].
-    pub fn final_norm(&self, stream: &Tensor, kind: Kind) -> Result<Tensor> {
-        let next = weights::unembedding(self.config.layers());
-        let tensors = self.parts.get(weights::final_norm(self.config.layers()), Some(next))?;
+    /// [`Error::Weights`].
+    pub fn final_norm(&self) -> Result<FinalNorm> {
+        self.final_norm_before(None)
+    }
+
+    /// As [`Model::final_norm`], with `next` as the part that is asked for after it.
+    pub(crate) fn final_norm_before(&self, next: Option<usize>) -> Result<FinalNorm> {
+        let tensors = self.parts.get(weights::final_norm(self.config.layers()), next)?;
         let norm = Norm::take(self.config.family, tensors)?;
-        norm.apply_in(stream, self.config.layer_norm_epsilon, kind).map_err(Error::torch(Site::FINAL_NORM))
+        Ok(FinalNorm { norm, epsilon: self.config.layer_norm_epsilon })
     }
 
     /// The unembedding matrix, `[vocabulary, d_model]`, in the dtype of the run.
@@ -190,6 +211,15 @@ impl Model {
     pub fn unembedding(&self) -> Result<Tensor> {
         let tensors = self.parts.get(weights::unembedding(self.config.layers()), None)?;
         tensors.into_iter().next().ok_or_else(|| Error::Config { problem: "the model has no unembedding".into() })
+    }
+
+    /// Rows of the unembedding matrix, `[ids, d_model]` for `ids` (Int64), in the dtype of the run. Only these rows are read.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Weights`].
+    pub fn unembedding_rows(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(self.parts.rows(weights::unembedding(self.config.layers()), 0, ids)?)
     }
 
     /// Gives every tensor of these parts a leaf that gradients are collected for, and returns the leaves by name. Part 0 is the
