@@ -97,7 +97,11 @@ fn a_lens_gives_the_same_bits_with_and_without_the_race() {
         let model = Model::random(Config::from_json(config).unwrap(), 3).unwrap();
         let options = LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() };
         let ids: Vec<i64> = (0..40).map(|position| (37 * position + 11) % 199).collect();
-        Lens::new(&model, options).unwrap().table("tiny", &ids, |id| id.to_string()).unwrap().to_json().unwrap()
+        // The fault can be large enough for the lens to notice, and that is an answer too.
+        match Lens::new(&model, options).unwrap().table("tiny", &ids, |id| id.to_string()) {
+            Ok(table) => table.to_json().unwrap(),
+            Err(error) => format!("refused: {error}"),
+        }
     };
     const JSON: &str = "table: ";
     if std::env::var_os(CHILD).is_some() {
@@ -123,6 +127,7 @@ fn a_lens_gives_the_same_bits_with_and_without_the_race() {
         text.lines().find_map(|line| line.strip_prefix(JSON)).expect(&text).to_owned()
     };
     let raced = run(true, true);
+    assert!(!raced.starts_with("refused"), "{raced}");
     assert_eq!(raced, run(true, true));
     assert_ne!(raced, run(true, false), "the fault does not show, so this test could not fail");
 }
