@@ -16,7 +16,7 @@ use clap::Parser;
 use serde::Serialize;
 use transformer_utils::{
     lowmem::{self, Checkpoint, LoadOptions},
-    models::{Input, Model, NoObserver},
+    models::{Input, Model, NoObserver, Products},
     tch::{self, Cuda, Device, Kind, Tensor},
 };
 
@@ -77,7 +77,7 @@ fn run(flags: Flags) -> Result<ExitCode> {
     if let Some(json) = &flags.json {
         output::check_writable(json)?;
     }
-    let mut findings = vec![libtorch(), cuda(), threads(), cpu()];
+    let mut findings = vec![libtorch(), cuda(), threads(), cpu(), products()];
     findings.extend(speeds());
     findings.push(memory());
     findings.extend(hub());
@@ -181,6 +181,19 @@ fn cpu() -> Finding {
     let there: Vec<&str> = known.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
     let there = if there.is_empty() { "no known extensions".to_owned() } else { there.join(", ") };
     Finding::note("CPU", format!("{}: {there}", env::consts::ARCH))
+}
+
+/// Who multiplies, and why.
+fn products() -> Finding {
+    let products = match Products::chosen() {
+        Ok(products) => products,
+        Err(error) => return Finding::bad("products", error),
+    };
+    let bf16 = match products.widen_from {
+        None => "bf16 as it is".to_owned(),
+        Some(rows) => format!("bf16 widened to f32 from {rows} rows on"),
+    };
+    Finding::note("products", format!("f32 by {} ({}); {bf16}", products.library, products.reason))
 }
 
 /// A matrix product in each dtype, which is also the proof that libtorch computes.

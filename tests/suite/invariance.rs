@@ -4,7 +4,7 @@ use std::path::Path;
 
 use transformer_utils::{
     lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions},
-    models::{Input, KvCache, Model, NoObserver, Numerics},
+    models::{Input, KvCache, Library, Model, NoObserver, Numerics, Products},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
 };
@@ -33,14 +33,16 @@ fn rounding(kind: Kind) -> f64 {
     if kind == Kind::Float { 5e-5 } else { 0.25 }
 }
 
-/// Whether the processor's products of a row have the same bits among any number of others: measured with AVX-512, in bf16 where it
-/// has instructions for that.
+/// Whether a row's products are known to have the same bits among any number of others: measured with AVX-512 and oneDNN, in bf16
+/// where the processor has instructions for it. For MKL on Intel's processors the bench says it.
 fn is_invariant(kind: Kind) -> bool {
+    let products = Products::chosen().unwrap();
     #[cfg(target_arch = "x86_64")]
-    if std::arch::is_x86_feature_detected!("avx512f") {
-        return kind == Kind::Float || std::arch::is_x86_feature_detected!("avx512bf16");
+    if std::arch::is_x86_feature_detected!("avx512f") && products.library == Library::OneDnn {
+        let bf16 = std::arch::is_x86_feature_detected!("avx512bf16") && products.widen_from.is_none();
+        return kind == Kind::Float || bf16;
     }
-    let _ = kind;
+    let _ = (kind, products);
     false
 }
 

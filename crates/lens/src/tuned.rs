@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use models::{FinalNorm, Model, Site};
+use models::{Factor, FinalNorm, Model, Site};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
@@ -267,7 +267,8 @@ impl TunedLens {
             let stream = stream.f_to_kind(Kind::Float)?;
             let there = |tensor: &Tensor| tensor.f_to_device(stream.device())?.f_to_kind(Kind::Float);
             let bias = translator.bias.as_ref().map(there).transpose()?;
-            stream.f_linear(&there(&translator.weight)?, bias.as_ref())?.f_add(&stream)
+            let product = Factor::new(&stream)?.times_transposed(&there(&translator.weight)?, bias.as_ref())?;
+            product.f_add(&stream)
         };
         translate().map_err(torch)
     }

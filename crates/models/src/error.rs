@@ -46,6 +46,17 @@ pub enum Error {
         /// The config's `num_layers`.
         layers: u64,
     },
+    /// The environment variable that forces how products are computed says something else.
+    #[error(
+        "{variable} is {found:?}, expected blas or onednn, bf16-native or bf16-widened, or one of each with a comma; \
+         unset, the processor decides"
+    )]
+    Products {
+        /// Its name.
+        variable: &'static str,
+        /// Its value.
+        found: String,
+    },
     /// A model family that this crate does not know.
     #[error("config.json: model_type {found:?} is not supported; supported: {}", .supported.join(", "))]
     UnsupportedModelType {

@@ -1,21 +1,82 @@
-//! Matrix products, by the faster of the two libraries that libtorch brings.
+//! Matrix products, by the faster of the libraries that libtorch brings.
 
-use tch::{Device, Kind, TchError, Tensor, utils};
+use tch::{Device, Kind, TchError, Tensor};
+
+use crate::{Library, Products};
+
+/// The most terms of a sum that are left to the BLAS at once. It cuts longer sums where the number of rows and threads suggests,
+/// and a row's bits would depend on both; shorter ones it adds in one order. (MKL on AVX-512: 768 in one order, 1024 not.)
+const TERMS: i64 = 768;
+
+/// Entries of weights that are widened at a time: 4 MiB of f32, which stay in a processor's cache until they are multiplied.
+const WIDENED: i64 = 1 << 20;
 
 /// The left factor of matrix products, `[.., in]`.
 ///
-/// Libtorch sends f32 products on a CPU to the BLAS it was built with, where a few rows times a large matrix (what a prompt
-/// is) reach a third of the processor's speed, less on processors that the BLAS does not favour. oneDNN, which libtorch
-/// uses for bf16, takes f32 as well and needs half the time (measured on AVX-512: 1.4 to 4 times as fast for 1 to 1024
-/// rows, in both layouts of the weights), without a copy of the weights. So f32 products go there, unless gradients are
-/// asked for: the choice depends on dtypes, devices and layouts, never on a clock, so that a run gives the same bits each
-/// time. A libtorch without oneDNN does as it always does.
+/// Which library multiplies f32 on a CPU is [`Products`]' choice. Products of gradients, in f64 and on other devices are
+/// libtorch's. From two rows on, a row gets the same bits whatever the number of rows and threads.
+///
+/// | library | what is done |
+/// |---|---|
+/// | oneDNN | the rows are handed over once, and multiplied with weights of both layouts where they lie |
+/// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left, which is faster from few rows on and never asks how many there are |
+/// | bf16, widened | slices of the weights are converted to f32, 4 MiB at a time, and multiplied as above |
+///
+/// ```
+/// use models::Factor;
+/// use tch::{Device, Kind, Tensor};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let (x, weight) = (Tensor::f_ones([2, 3], (Kind::Float, Device::Cpu))?, Tensor::f_ones([5, 3], (Kind::Float, Device::Cpu))?);
+/// assert_eq!(Factor::new(&x)?.times_transposed(&weight, None)?.size(), [2, 5]);
+/// # Ok(())
+/// # }
+/// ```
 pub struct Factor<'a> {
     x: &'a Tensor,
-    /// The one row of `x` twice, `[2, in]`, where it is to be computed as rows are.
-    doubled: Option<Tensor>,
-    /// The numbers to multiply as oneDNN holds them, `[n, in]`.
-    prepared: Option<Tensor>,
+    /// How many rows `x` has.
+    rows: i64,
+    way: Way,
+}
+
+enum Way {
+    /// Libtorch's own; with a single row twice, `[2, in]`, where it is to be computed as rows are.
+    Plain(Option<Tensor>),
+    /// The rows as oneDNN holds them, `[n, in]`.
+    OneDnn(Tensor),
+    /// The rows, `[n, in]`.
+    Blas(Tensor),
+    /// bf16 as f32.
+    Widened(Box<Way>),
+}
+
+/// Which way a matrix lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    OutIn,
+    InOut,
+}
+
+impl Layout {
+    /// Terms `from..from + count` of the sums.
+    fn terms(self, weight: &Tensor, from: i64, count: i64) -> Result<Tensor, TchError> {
+        weight.f_narrow(if self == Self::OutIn { 1 } else { 0 }, from, count)
+    }
+
+    /// Columns `from..from + count` of the product.
+    fn columns(self, weight: &Tensor, from: i64, count: i64) -> Result<Tensor, TchError> {
+        weight.f_narrow(if self == Self::OutIn { 0 } else { 1 }, from, count)
+    }
+
+    /// As `[out, in]`, a view, which libtorch turns back when it multiplies, so nothing is copied.
+    fn out_in(self, weight: &Tensor) -> Result<Tensor, TchError> {
+        if self == Self::InOut { weight.f_transpose(0, 1) } else { Ok(weight.shallow_clone()) }
+    }
+
+    /// The length of the sums, and how many there are for a row.
+    fn sizes(self, weight: &Tensor) -> Result<(i64, i64), TchError> {
+        let (first, second) = weight.size2()?;
+        Ok(if self == Self::OutIn { (second, first) } else { (first, second) })
+    }
 }
 
 impl<'a> Factor<'a> {
@@ -25,7 +86,7 @@ impl<'a> Factor<'a> {
     ///
     /// Whatever libtorch says, such as that memory is full.
     pub fn new(x: &'a Tensor) -> Result<Self, TchError> {
-        Self::from_rows(x, None)
+        Self::with(x, false)
     }
 
     /// As [`Factor::new`], but a single row gets the bits that it gets among others: for one row libtorch has other kernels,
@@ -35,21 +96,34 @@ impl<'a> Factor<'a> {
     ///
     /// As [`Factor::new`].
     pub fn alike(x: &'a Tensor) -> Result<Self, TchError> {
-        let width = x.size().last().copied().unwrap_or(0);
-        let single = x.numel() as i64 == width && x.device() == Device::Cpu;
-        Self::from_rows(x, if single { Some(x.f_reshape([1, width])?.f_repeat([2, 1])?) } else { None })
+        Self::with(x, true)
     }
 
-    fn from_rows(x: &'a Tensor, doubled: Option<Tensor>) -> Result<Self, TchError> {
+    fn with(x: &'a Tensor, alike: bool) -> Result<Self, TchError> {
         lowmem::prepare_libtorch();
+        // A value of the variable that is none was refused when the model was opened.
+        let products = Products::chosen().ok();
+        Self::by(x, alike, products.map_or((Library::Blas, None), |products| (products.library, products.widen_from)))
+    }
+
+    /// With `library` for f32, and bf16 widened from so many rows on.
+    fn by(x: &'a Tensor, alike: bool, (library, widen_from): (Library, Option<i64>)) -> Result<Self, TchError> {
         let width = x.size().last().copied().unwrap_or(0);
-        let rows = doubled.as_ref().unwrap_or(x);
-        let prepared = if suits(rows)? && width > 0 && utils::has_mkldnn() {
-            Some(rows.f_reshape([-1, width])?.f_to_mkldnn(None)?)
-        } else {
-            None
+        let rows = if width > 0 { x.numel() as i64 / width } else { 0 };
+        let here = x.device() == Device::Cpu && !x.requires_grad() && rows > 0;
+        let way = match x.f_kind()? {
+            Kind::Float if here => Way::of_f32(&x.f_reshape([-1, width])?, alike, library)?,
+            // A row that shall be as others are goes the way that most rows go.
+            Kind::BFloat16 if here && widen_from.is_some_and(|least| alike || rows >= least) => {
+                let wide = x.f_reshape([-1, width])?.f_to_kind(Kind::Float)?;
+                Way::Widened(Box::new(Way::of_f32(&wide, alike, library)?))
+            }
+            _ if alike && rows == 1 && x.device() == Device::Cpu => {
+                Way::Plain(Some(x.f_reshape([1, width])?.f_repeat([2, 1])?))
+            }
+            _ => Way::Plain(None),
         };
-        Ok(Self { x, doubled, prepared })
+        Ok(Self { x, rows, way })
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]` and `bias` `[out]`; the result is `[.., out]`.
@@ -58,10 +132,7 @@ impl<'a> Factor<'a> {
     ///
     /// Whatever libtorch says, such as that shapes do not fit.
     pub fn times_transposed(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        match self.prepared_for(weight, bias)? {
-            Some(prepared) => self.finish(prepared.f_mkldnn_linear(weight, bias)?.f_to_dense(None, false)?),
-            None => self.plain(weight, bias),
-        }
+        self.product(weight, Layout::OutIn, bias)
     }
 
     /// `x weight + bias` with `weight` `[in, out]` and `bias` `[out]`; the result is `[.., out]`.
@@ -70,50 +141,134 @@ impl<'a> Factor<'a> {
     ///
     /// As [`Factor::times_transposed`].
     pub fn times(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let Some(prepared) = self.prepared_for(weight, bias)? else {
-            // A transposed view; libtorch turns it back when it multiplies, so nothing is copied.
-            return self.plain(&weight.f_transpose(0, 1)?, bias);
+        self.product(weight, Layout::InOut, bias)
+    }
+
+    fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let product = match &self.way {
+            Way::Plain(Some(doubled)) => doubled.f_linear(&layout.out_in(weight)?, bias)?,
+            Way::Widened(way) if fits(weight, bias, Kind::BFloat16)? => way.of_widened(weight, layout, bias)?,
+            Way::OneDnn(_) | Way::Blas(_) if fits(weight, bias, Kind::Float)? => {
+                self.way.of_f32_weights(weight, layout, bias)?
+            }
+            _ => return self.x.f_linear(&layout.out_in(weight)?, bias),
         };
-        // The gradient of `y = g wᵀ` with respect to `g`, with ours for the incoming one, is the product in this layout.
-        let size = [prepared.size2()?.0, weight.size2()?.1];
-        let product = Tensor::f_mkldnn_linear_backward_input(size, prepared, weight)?;
-        let mut product = self.finish(product.f_to_dense(None, false)?)?;
-        match bias {
-            Some(bias) => product.f_add_(bias),
-            None => Ok(product),
-        }
-    }
-
-    /// By libtorch's own choice.
-    fn plain(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        match &self.doubled {
-            Some(doubled) => self.finish(doubled.f_linear(weight, bias)?),
-            None => self.x.f_linear(weight, bias),
-        }
-    }
-
-    fn prepared_for(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Option<&Tensor>, TchError> {
-        let plain = suits(weight)? && weight.is_contiguous() && bias.map_or(Ok(true), suits)?;
-        Ok(self.prepared.as_ref().filter(|_| plain))
-    }
-
-    /// The product, `[n, out]`, with the outer dimensions of `x`.
-    fn finish(&self, product: Tensor) -> Result<Tensor, TchError> {
         let mut shape = self.x.size();
         if let Some(last) = shape.last_mut() {
             *last = product.size2()?.1;
         }
-        let product = if self.doubled.is_some() { product.f_narrow(0, 0, 1)? } else { product };
+        let product = if product.size2()?.0 == self.rows { product } else { product.f_narrow(0, 0, self.rows)? };
         product.f_view(shape.as_slice())
     }
 }
 
-/// Whether oneDNN takes the tensor, and nobody wants gradients through it.
-fn suits(tensor: &Tensor) -> Result<bool, TchError> {
-    Ok(tensor.device() == Device::Cpu
-        && tensor.f_kind()? == Kind::Float
-        && !tensor.requires_grad()
-        && tensor.numel() > 0)
+impl Way {
+    /// For `rows`, `[n, in]` in f32 on the CPU.
+    fn of_f32(rows: &Tensor, alike: bool, library: Library) -> Result<Self, TchError> {
+        let rows = if alike && rows.size2()?.0 == 1 { rows.f_repeat([2, 1])? } else { rows.shallow_clone() };
+        Ok(match library {
+            Library::OneDnn => Self::OneDnn(rows.f_to_mkldnn(None)?),
+            Library::Blas => Self::Blas(rows),
+        })
+    }
+
+    /// `[n, out]`, perhaps with rows beyond ours; all are f32 on the CPU.
+    fn of_f32_weights(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        match self {
+            Self::OneDnn(rows) if weight.is_contiguous() => match layout {
+                Layout::OutIn => rows.f_mkldnn_linear(weight, bias)?.f_to_dense(None, false),
+                Layout::InOut => {
+                    // The gradient of `y = g wᵀ` with respect to `g`, with ours for the incoming one, is the product in
+                    // this layout.
+                    let size = [rows.size2()?.0, weight.size2()?.1];
+                    let product = Tensor::f_mkldnn_linear_backward_input(size, rows, weight)?;
+                    let mut product = product.f_to_dense(None, false)?;
+                    match bias {
+                        Some(bias) => product.f_add_(bias),
+                        None => Ok(product),
+                    }
+                }
+            },
+            Self::OneDnn(rows) => rows.f_to_dense(None, false)?.f_linear(&layout.out_in(weight)?, bias),
+            Self::Blas(rows) => by_blas(rows, weight, layout, bias),
+            // Not made of f32.
+            Self::Plain(_) | Self::Widened(_) => {
+                Err(TchError::Kind("rows that are not f32 among products of f32".into()))
+            }
+        }
+    }
+
+    /// `[n, out]` in bf16, from weights and a bias in bf16. Sums, and the bias added to them, are f32, and rounded once.
+    fn of_widened(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let (terms, columns) = layout.sizes(weight)?;
+        let step = (WIDENED / terms.max(1) / 16 * 16).max(16);
+        let mut slices = Vec::new();
+        let mut from = 0;
+        while from < columns {
+            let count = step.min(columns - from);
+            let slice = layout.columns(weight, from, count)?.f_to_kind(Kind::Float)?;
+            let bias = bias.map(|bias| bias.f_narrow(0, from, count)?.f_to_kind(Kind::Float)).transpose()?;
+            slices.push(self.of_f32_weights(&slice.f_contiguous()?, layout, bias.as_ref())?.f_to_kind(Kind::BFloat16)?);
+            from += count;
+        }
+        Tensor::f_cat(&slices, 1)
+    }
+}
+
+/// `[n, out]`, the sums in pieces.
+fn by_blas(rows: &Tensor, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let (terms, _) = layout.sizes(weight)?;
+    let (count, width) = rows.size2()?;
+    // One row has kernels of its own, which read the weights faster. Shapes that do not fit are refused there, too.
+    if count == 1 || width != terms {
+        return rows.f_linear(&layout.out_in(weight)?, bias);
+    }
+    let step = piece(terms);
+    let mut pieces = (0..terms).step_by(step as usize).map(|from| {
+        let count = step.min(terms - from);
+        Ok::<_, TchError>((rows.f_narrow(1, from, count)?, layout.terms(weight, from, count)?))
+    });
+    let Some(first) = pieces.next() else { return rows.f_linear(&layout.out_in(weight)?, bias) };
+    let (first_rows, first_weight) = first?;
+    match layout {
+        Layout::InOut => {
+            let mut product = first_rows.f_linear(&first_weight.f_transpose(0, 1)?, bias)?;
+            for piece in pieces {
+                let (rows, weight) = piece?;
+                product = product.f_addmm_(&rows, &weight)?;
+            }
+            Ok(product)
+        }
+        Layout::OutIn => {
+            let first_rows = first_rows.f_transpose(0, 1)?;
+            let mut product = match bias {
+                Some(bias) => bias.f_unsqueeze(1)?.f_addmm(&first_weight, &first_rows)?,
+                None => first_weight.f_mm(&first_rows)?,
+            };
+            for piece in pieces {
+                let (rows, weight) = piece?;
+                product = product.f_addmm_(&weight, &rows.f_transpose(0, 1)?)?;
+            }
+            product.f_transpose(0, 1)?.f_contiguous()
+        }
+    }
+}
+
+/// The length of the pieces of a sum: as few as there must be, about equal, whole vectors.
+fn piece(terms: i64) -> i64 {
+    let up = |number: i64, unit: i64| (number + unit - 1) / unit;
+    let pieces = up(terms, TERMS).max(1);
+    up(up(terms, pieces), 16) * 16
+}
+
+/// Whether our ways take weights and bias: in `kind`, on the CPU, with nobody wanting gradients.
+fn fits(weight: &Tensor, bias: Option<&Tensor>, kind: Kind) -> Result<bool, TchError> {
+    let fit = |tensor: &Tensor| {
+        Ok::<bool, TchError>(
+            tensor.device() == Device::Cpu && tensor.f_kind()? == kind && !tensor.requires_grad() && tensor.numel() > 0,
+        )
+    };
+    Ok(fit(weight)? && bias.map_or(Ok(true), fit)?)
 }
 
 #[cfg(test)]
@@ -135,25 +290,95 @@ mod tests {
         double(x).linear(&double(weight), bias.map(double).as_ref())
     }
 
+    /// All ways that a processor may have.
+    const WAYS: [(Library, Option<i64>); 4] =
+        [(Library::OneDnn, None), (Library::Blas, None), (Library::OneDnn, Some(2)), (Library::Blas, Some(2))];
+
     #[test]
-    fn products_of_all_shapes_and_layouts_are_right() {
+    fn products_of_all_shapes_and_layouts_are_right_in_every_way() {
         tch::manual_seed(0);
         for outer in [vec![1], vec![7], vec![2, 3], vec![1, 45], vec![2, 1, 5]] {
-            for (width, out) in [(1, 1), (3, 5), (16, 64), (65, 33)] {
+            for (width, out) in [(1, 1), (3, 5), (16, 64), (65, 33), (1700, 9)] {
                 let x = random(&[outer.clone(), vec![width]].concat());
                 let (weight, bias) = (random(&[out, width]), random(&[out]));
-                let factor = Factor::new(&x).unwrap();
-                for bias in [None, Some(&bias)] {
-                    let expected = exact(&x, &weight, bias);
-                    let found = factor.times_transposed(&weight, bias).unwrap();
-                    assert_eq!(found.size(), expected.size());
-                    assert!(error(&found, &expected) < 1e-5);
-                    let stored = weight.tr().contiguous();
-                    assert!(error(&factor.times(&stored, bias).unwrap(), &expected) < 1e-5);
-                    // Views are no reason for another result.
-                    assert!(error(&factor.times(&weight.tr(), bias).unwrap(), &expected) < 1e-5);
-                    assert!(error(&factor.times_transposed(&stored.tr(), bias).unwrap(), &expected) < 1e-5);
+                for (way, alike, kind) in WAYS.iter().flat_map(|way| {
+                    [
+                        (way, false, Kind::Float),
+                        (way, true, Kind::Float),
+                        (way, false, Kind::BFloat16),
+                        (way, true, Kind::BFloat16),
+                    ]
+                }) {
+                    let there = |tensor: &Tensor| tensor.to_kind(kind);
+                    let (x, weight, bias) = (there(&x), there(&weight), there(&bias));
+                    let allowed = if kind == Kind::Float { 1e-5 } else { 1e-2 };
+                    let factor = Factor::by(&x, alike, *way).unwrap();
+                    for bias in [None, Some(&bias)] {
+                        let expected = exact(&x, &weight, bias);
+                        let found = factor.times_transposed(&weight, bias).unwrap();
+                        assert_eq!(found.size(), expected.size());
+                        assert_eq!(found.kind(), kind);
+                        assert!(error(&found, &expected) < allowed, "{way:?} {outer:?} {width} {out} {kind:?}");
+                        let stored = weight.tr().contiguous();
+                        assert!(error(&factor.times(&stored, bias).unwrap(), &expected) < allowed);
+                        // Views are no reason for another result.
+                        assert!(error(&factor.times(&weight.tr(), bias).unwrap(), &expected) < allowed);
+                        assert!(error(&factor.times_transposed(&stored.tr(), bias).unwrap(), &expected) < allowed);
+                    }
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn widened_products_are_rounded_once() {
+        tch::manual_seed(2);
+        let (x, weight, bias) = (random(&[70, 96]), random(&[40, 96]), random(&[40]));
+        let [x, weight, bias] = [x, weight, bias].map(|tensor| tensor.to_kind(Kind::BFloat16));
+        let factor = Factor::by(&x, false, (Library::Blas, Some(64))).unwrap();
+        let found = factor.times_transposed(&weight, Some(&bias)).unwrap();
+        let exact = exact(&x, &weight, Some(&bias));
+        // Half a unit in the last of 8 bits, and what f32 adds to it.
+        let allowed = exact.abs() * (2f64.powi(-8) * 1.0001) + 1e-5;
+        assert!(bool::try_from((found.to_kind(Kind::Double) - &exact).abs().le_tensor(&allowed).all()).unwrap());
+    }
+
+    #[test]
+    fn sums_are_cut_into_equal_pieces_that_the_blas_adds_in_one_order() {
+        for terms in 1..20_000 {
+            let step = piece(terms);
+            assert!((16..=TERMS).contains(&step) && step % 16 == 0);
+            assert!((terms + step - 1) / step <= (terms + TERMS - 1) / TERMS, "{terms}: {step}");
+        }
+        assert_eq!([768, 769, 1600, 6400].map(piece), [768, 400, 544, 720]);
+    }
+
+    #[test]
+    fn a_row_has_the_same_bits_among_any_number_of_rows() {
+        // Measured on silicon with AVX-512 and oneDNN; elsewhere `cargo bench --bench invariance` says what holds.
+        let library = Products::chosen().unwrap().library;
+        #[cfg(target_arch = "x86_64")]
+        let measured = library == Library::OneDnn && is_x86_feature_detected!("avx512f");
+        #[cfg(not(target_arch = "x86_64"))]
+        let measured = false;
+        tch::manual_seed(3);
+        let (x, weight) = (random(&[200, 1600]), random(&[320, 1600]));
+        let stored = weight.tr().contiguous();
+        let first = |rows: i64, alike: bool| {
+            let few = x.narrow(0, 0, rows);
+            let factor = Factor::by(&few, alike, (library, None)).unwrap();
+            [factor.times_transposed(&weight, None).unwrap().get(0), factor.times(&stored, None).unwrap().get(0)]
+        };
+        let expected = first(200, false);
+        for (rows, alike) in
+            [(1, true), (2, false), (3, false), (5, false), (15, false), (16, false), (17, true), (100, false)]
+        {
+            let found = first(rows, alike);
+            if measured {
+                assert_eq!(found, expected, "{rows} rows by {library:?}");
+            }
+            for (found, expected) in found.iter().zip(&expected) {
+                assert!(error(found, expected) < 1e-5, "{rows} rows by {library:?}");
             }
         }
     }

@@ -6,7 +6,7 @@ use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartReque
 use tch::{Kind, Tensor};
 
 use crate::{
-    Config, Error, Input, KvCache, Numerics, Observer, Outcome, Result, Site, Sites, decoder, random,
+    Config, Error, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites, decoder, random,
     weights::{self, Norm, Spelling},
 };
 
@@ -57,9 +57,10 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// Whatever [`Config::from_json`] refuses; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`] naming the
+    /// [`Error::Products`]; whatever [`Config::from_json`] refuses; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`] naming the
     /// tensor; with [`ExtraTensors::Refuse`] also [`lowmem::Error::ExtraTensors`].
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
+        Products::chosen()?;
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
         let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling));
@@ -85,8 +86,9 @@ impl Model {
     ///
     /// # Errors
     ///
-    /// Those of [`Config::check`]; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
+    /// Those of [`Config::check`]; [`Error::Products`]; [`lowmem::Error::MissingTensor`] or [`lowmem::Error::Misshapen`].
     pub fn from_tensors(config: Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
+        Products::chosen()?;
         config.check()?;
         let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
         let parts = Parts::from_tensors(tensors, requests)?;
