@@ -8,6 +8,10 @@ use crate::{Library, Products};
 /// and a row's bits would depend on both; shorter ones it adds in one order. (MKL on AVX-512: 768 in one order, 1024 not.)
 const TERMS: i64 = 768;
 
+/// From so many rows on, weights `[out, in]` stand on the right: as fast there, and the product need not be turned. The bits
+/// are the same on both sides, from 16 rows on.
+const MANY: i64 = 128;
+
 /// Entries of weights that are widened at a time: 4 MiB of f32, which stay in a processor's cache until they are multiplied.
 const WIDENED: i64 = 1 << 20;
 
@@ -19,7 +23,7 @@ const WIDENED: i64 = 1 << 20;
 /// | library | what is done |
 /// |---|---|
 /// | oneDNN | the rows are handed over once, and multiplied with weights of both layouts where they lie |
-/// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left, which is faster from few rows on and never asks how many there are |
+/// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left of fewer than 128 rows |
 /// | bf16, widened | slices of the weights are converted to f32, 4 MiB at a time, and multiplied as above |
 ///
 /// ```
@@ -65,6 +69,11 @@ impl Layout {
     /// Columns `from..from + count` of the product.
     fn columns(self, weight: &Tensor, from: i64, count: i64) -> Result<Tensor, TchError> {
         weight.f_narrow(if self == Self::OutIn { 0 } else { 1 }, from, count)
+    }
+
+    /// As `[in, out]`, a view.
+    fn in_out(self, weight: &Tensor) -> Result<Tensor, TchError> {
+        if self == Self::OutIn { weight.f_transpose(0, 1) } else { Ok(weight.shallow_clone()) }
     }
 
     /// As `[out, in]`, a view, which libtorch turns back when it multiplies, so nothing is copied.
@@ -231,15 +240,7 @@ fn by_blas(rows: &Tensor, weight: &Tensor, layout: Layout, bias: Option<&Tensor>
     let Some(first) = pieces.next() else { return rows.f_linear(&layout.out_in(weight)?, bias) };
     let (first_rows, first_weight) = first?;
     match layout {
-        Layout::InOut => {
-            let mut product = first_rows.f_linear(&first_weight.f_transpose(0, 1)?, bias)?;
-            for piece in pieces {
-                let (rows, weight) = piece?;
-                product = product.f_addmm_(&rows, &weight)?;
-            }
-            Ok(product)
-        }
-        Layout::OutIn => {
+        Layout::OutIn if count < MANY => {
             let first_rows = first_rows.f_transpose(0, 1)?;
             let mut product = match bias {
                 Some(bias) => bias.f_unsqueeze(1)?.f_addmm(&first_weight, &first_rows)?,
@@ -250,6 +251,14 @@ fn by_blas(rows: &Tensor, weight: &Tensor, layout: Layout, bias: Option<&Tensor>
                 product = product.f_addmm_(&weight, &rows.f_transpose(0, 1)?)?;
             }
             product.f_transpose(0, 1)?.f_contiguous()
+        }
+        _ => {
+            let mut product = first_rows.f_linear(&layout.out_in(&first_weight)?, bias)?;
+            for piece in pieces {
+                let (rows, weight) = piece?;
+                product = product.f_addmm_(&rows, &layout.in_out(&weight)?)?;
+            }
+            Ok(product)
         }
     }
 }
