@@ -7,7 +7,7 @@ use std::{env, path::Path};
 
 fn main() {
     // Read from the package's folder, which is not always this file's. A path that does not exist would mean "always".
-    if let Some(this) = ["build.rs", "../../build.rs"].iter().find(|path| Path::new(path).exists()) {
+    if let Some(this) = ["build.rs", "../build.rs", "../../build.rs"].iter().find(|path| Path::new(path).exists()) {
         println!("cargo::rerun-if-changed={this}");
     }
     let Ok(lib) = env::var("DEP_TCH_LIBTORCH_LIB") else {

@@ -1,4 +1,4 @@
-//! A text gives the same numbers however it is run; the whole table is `cargo bench --bench invariance`.
+//! A text gives the same numbers however it is run; the whole table is `cargo xtask bench invariance`.
 
 use std::path::Path;
 

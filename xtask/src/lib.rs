@@ -13,9 +13,7 @@
 //! | [`download`], [`unpack`] | bytes from a server, files from a zip |
 //! | [`link`] | the `.libtorch` link |
 //! | [`steps`] | running Cargo, and what is checked before |
-//! | [`mod@bench`] | the promised figures beside floors and peers |
 
-pub mod bench;
 pub mod cache;
 pub mod download;
 pub mod environment;

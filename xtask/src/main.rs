@@ -1,11 +1,10 @@
 //! `cargo xtask`: set-up and checks.
 
-use std::{ffi::OsString, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::{
-    bench,
     environment::Environment,
     libtorch::{From, Provided, Request},
     routes::Flavour,
@@ -48,36 +47,17 @@ enum Task {
         #[arg(long)]
         skip_tests: bool,
     },
-    /// Measure every promised figure beside its floor, its limit or a Python peer
+    /// Measure every promised figure beside its floor, its limit or a peer, or make the report of what was measured
     ///
-    /// Makes random checkpoints where they are missing (gpt2 0.5 GB, gpt2-xl 6.2 GB and 3.1 GB in bf16, gpt-neo-2.7B 10.6 GB), runs
-    /// what is compared in turns, and prints one table of medians with the commands. Figures within a memory limit need a
-    /// control group (root), cold ones Linux; what cannot be measured is skipped and said. Leave the machine alone
-    /// meanwhile.
-    #[command(after_help = PEERS)]
-    Bench(bench::Options),
-    /// Run a program in a control group
-    #[command(hide = true)]
-    Confined {
-        group: PathBuf,
-        #[arg(last = true, required = true)]
-        command: Vec<OsString>,
-    },
-    /// Read files from one end to the other
-    #[command(hide = true)]
-    PlainRead {
-        #[arg(long)]
-        direct: Option<usize>,
-        #[arg(required = true)]
-        files: Vec<PathBuf>,
+    /// The arguments are those of the package `bench`; `cargo xtask bench --help` shows them. `cargo xtask bench repeat`,
+    /// `invariance` or `inside` runs one of its other programs.
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// For the program, as they are
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<OsString>,
     },
 }
-
-const PEERS: &str = "\
-Peers: a Python for --peers comes from
-  python3 -m venv peers
-  peers/bin/pip install torch==2.13.0 transformers==5.23.0 nnsight matplotlib seaborn colorcet scipy safetensors
-  peers/bin/pip install --no-deps transformer-utils==0.1.1";
 
 const VARIABLES: &str = "\
 Variables:
@@ -135,16 +115,6 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    match &cli.command {
-        // Measured themselves: nothing but their work.
-        Task::Confined { group, command } => return bench::confined(group, command),
-        Task::PlainRead { direct, files } => {
-            let reading = direct.map_or(bench::files::Reading::Buffered, bench::files::Reading::Direct);
-            println!("{}", bench::files::plain_read(reading, files)?);
-            return Ok(());
-        }
-        _ => {}
-    }
     let environment = Environment::from_process()?;
     let set_up = || steps::set_up(&environment, &Request::default()).map(|provided| report(&provided));
     match cli.command {
@@ -171,12 +141,16 @@ fn run(cli: Cli) -> Result<()> {
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
             steps::run(&mut steps::test(&environment, &arguments))
         }
-        Task::Bench(options) => {
-            let provided = steps::set_up(&environment, &Request::default())?;
-            bench::run(&environment, &provided, &options)
+        Task::Bench { .. } => {
+            let arguments: Vec<_> = std::env::args_os().skip(2).collect();
+            let mut command = if steps::measures(&arguments) {
+                let provided = steps::set_up(&environment, &Request::default())?;
+                steps::bench(&environment, &arguments, Some(&provided))
+            } else {
+                steps::bench(&environment, &arguments, None)
+            };
+            steps::run(&mut command)
         }
-        // Done above.
-        Task::Confined { .. } | Task::PlainRead { .. } => Ok(()),
         Task::Check { skip_tests } => {
             set_up()?;
             let test = steps::Step { name: "test", command: steps::test(&environment, &[]), component: None };

@@ -25,6 +25,13 @@ pub const PICTURE: &str = "lens.png";
 pub fn cargo(environment: &Environment) -> Command {
     let mut command = Command::new(environment.get("CARGO").unwrap_or(OsStr::new("cargo")));
     command.current_dir(&environment.workspace);
+    // What Cargo has set for us would look like changes to build scripts that watch it (ring's does), and half of the
+    // workspace would be compiled again whenever another program starts Cargo.
+    for name in environment.variables.keys() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
     // The value from .cargo/config.toml: handed on, it would look to Cargo like the user's, and a later plain
     // `cargo build`, without it, might build torch-sys again.
     if environment.user_libtorch().is_none() {
@@ -99,7 +106,8 @@ pub fn compiler(environment: &Environment) -> Result<()> {
     Ok(())
 }
 
-/// `cargo test`, over the whole workspace unless `arguments` name a package.
+/// `cargo test`, over the whole workspace unless `arguments` name a package. Without the package `bench`, which has a step of
+/// its own in the checks: its programs link libtorch, and nobody who tests the libraries should wait for them.
 pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
     let mut command = cargo(environment);
     command.arg("test");
@@ -108,9 +116,43 @@ pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
         argument.starts_with("-p") || argument.starts_with("--package") || argument == "--workspace"
     });
     if !names_package {
-        command.arg("--workspace");
+        command.args(["--workspace", "--exclude", "bench"]);
     }
     command.arg("--all-features").args(arguments);
+    command
+}
+
+/// The programs of the package `bench` that link libtorch and are run by name.
+const MEASURING: [&str; 3] = ["inside", "invariance", "repeat"];
+
+/// Whether `cargo xtask bench` with these arguments needs libtorch: the help and the report do not.
+pub fn measures(arguments: &[OsString]) -> bool {
+    let asks = |argument: &OsString| ["-h", "--help", "--report"].iter().any(|flag| argument == flag);
+    named(arguments).is_some() || !arguments.iter().any(asks)
+}
+
+/// The program that the first of these arguments names.
+fn named(arguments: &[OsString]) -> Option<&'static str> {
+    let first = arguments.first()?;
+    MEASURING.into_iter().find(|name| first == name)
+}
+
+/// `cargo xtask bench`: the program `figures` of the package `bench`, or the one that is named first.
+///
+/// `figures` measures nothing itself. It is built without libtorch's bindings and without optimisation, so that its help
+/// and its report come at once.
+pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option<&Provided>) -> Command {
+    let mut command = cargo(environment);
+    if let Some(name) = named(arguments) {
+        command.args(["run", "--release", "--package", "bench", "--bin", name, "--"]).args(&arguments[1..]);
+        return command;
+    }
+    command.args(["run", "--package", "bench", "--no-default-features", "--bin", "figures", "--"]).args(arguments);
+    // Its hidden subcommands come first and take no flags.
+    let flags = arguments.iter().all(|argument| argument != "plain-read" && argument != "confined");
+    if let Some(provided) = provided.filter(|_| flags) {
+        command.arg("--libtorch").arg(provided.folder.to_string());
+    }
     command
 }
 
@@ -141,7 +183,7 @@ pub struct Step {
     pub component: Option<&'static str>,
 }
 
-/// What has to pass before a change is taken, without the tests.
+/// What has to pass before a change is taken, without the tests of the libraries.
 pub fn lints(environment: &Environment) -> Vec<Step> {
     let step = |name, component, arguments: &[&str]| {
         let mut command = cargo(environment);
@@ -151,7 +193,14 @@ pub fn lints(environment: &Environment) -> Vec<Step> {
     let mut doc = step("doc", None, &["doc", "--workspace", "--no-deps", "--all-features"]);
     doc.command.env("RUSTDOCFLAGS", "-D warnings");
     let clippy = ["clippy", "--workspace", "--all-targets", "--all-features", "--", "-D", "warnings"];
-    vec![step("fmt", Some("rustfmt"), &["fmt", "--all", "--check"]), step("clippy", Some("clippy"), &clippy), doc]
+    // Without the programs that link libtorch, which have no tests.
+    let bench = ["test", "--package", "bench", "--no-default-features", "--lib", "--bin", "figures"];
+    vec![
+        step("bench", None, &bench),
+        step("fmt", Some("rustfmt"), &["fmt", "--all", "--check"]),
+        step("clippy", Some("clippy"), &clippy),
+        doc,
+    ]
 }
 
 /// Runs all steps, also after one has failed, and says at the end which did.
@@ -241,9 +290,23 @@ mod tests {
             let extra: Vec<OsString> = extra.iter().map(OsString::from).collect();
             arguments(&test(&environment(&[]), &extra))
         };
-        assert_eq!(test(&[]), "test --workspace --all-features");
+        assert_eq!(test(&[]), "test --workspace --exclude bench --all-features");
         assert_eq!(test(&["-p", "lens", "--", "--nocapture"]), "test --all-features -p lens -- --nocapture");
-        assert_eq!(test(&["--", "-p"]), "test --workspace --all-features -- -p");
+        assert_eq!(test(&["--", "-p"]), "test --workspace --exclude bench --all-features -- -p");
+    }
+
+    #[test]
+    fn figures_are_run_without_libtorch_and_other_programs_by_name() {
+        let bench = |extra: &[&str]| {
+            let extra: Vec<OsString> = extra.iter().map(OsString::from).collect();
+            (arguments(&bench(&environment(&[]), &extra, None)), measures(&extra))
+        };
+        let figures = "run --package bench --no-default-features --bin figures --";
+        assert_eq!(bench(&["--keep"]), (format!("{figures} --keep"), true));
+        assert_eq!(bench(&["--report"]), (format!("{figures} --report"), false));
+        let repeat = "run --release --package bench --bin repeat -- --processes 1000";
+        assert_eq!(bench(&["repeat", "--processes", "1000"]), (repeat.to_owned(), true));
+        assert!(bench(&["repeat", "--help"]).1, "its program links libtorch");
     }
 
     #[test]
@@ -254,6 +317,13 @@ mod tests {
         };
         assert!(removed("/ws/.libtorch"));
         assert!(!removed("/opt/libtorch"));
+    }
+
+    #[test]
+    fn what_cargo_has_set_for_us_is_not_handed_on() {
+        let command = cargo(&environment(&[("CARGO_PKG_NAME", "xtask"), ("CARGO_TARGET_DIR", "/t")]));
+        let removed: Vec<_> = command.get_envs().filter(|(_, value)| value.is_none()).map(|(name, _)| name).collect();
+        assert!(removed.contains(&OsStr::new("CARGO_PKG_NAME")) && !removed.contains(&OsStr::new("CARGO_TARGET_DIR")));
     }
 
     #[test]

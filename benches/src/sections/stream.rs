@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::{cold, middle, shown, warm};
-use crate::bench::{
+use crate::{
     Bench, asked_of_xl,
     cgroup::Group,
     checkpoints::Size,
@@ -124,7 +124,7 @@ fn forward(bench: &Bench, call: &Call, cap: u64) -> Result<(f64, Option<f64>)> {
 
 /// This program, reading.
 fn plain_read(reading: Reading, paths: &[PathBuf]) -> Call {
-    let call = Call::new(&std::env::current_exe().unwrap_or_default(), "cargo xtask");
+    let call = Call::new(&std::env::current_exe().unwrap_or_default(), "cargo xtask bench");
     let call = reading.arguments().iter().fold(call, Call::arg);
     paths.iter().fold(call, Call::arg)
 }

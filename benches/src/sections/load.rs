@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{cold, warm};
-use crate::bench::{
+use crate::{
     Bench,
     child::Call,
     figure::{Asked, Figure, Unit, median},
@@ -32,7 +32,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         bench.add(figure.asked(Asked::AtMost(0.020)));
         if let Some(peer) = peer {
             let figure = Figure::new(what, time, Unit::Seconds, peer.shown());
-            let figure = figure.against("transformers", median(&peers));
+            let figure = figure.peer("transformers", median(&peers));
             bench.add(figure.asked(Asked::FasterBy(100.0)));
         }
         if !private.is_empty() {

@@ -1,21 +1,25 @@
-//! What can only be measured inside one process: shares of a forward, observers, captures, and the lens beside its floor.
+//! What can only be measured inside one process: a forward beside its products by each library, shares of it, generation,
+//! observers, captures, the lens beside its floor, and how fast this machine's memory is.
 //!
 //! The cases that are compared run in turns (A, B, A, B, ...), after one run of each that touches the pages of the mapped
 //! weights. `cargo xtask bench` runs this on checkpoints of full size and puts the figures beside what they are compared
 //! with; by itself:
 //!
 //! ```sh
-//! cargo bench --bench inside -- --model path/to/gpt2-xl --only forward,lens
+//! cargo run --release -p bench --bin inside -- --model path/to/gpt2-xl --only products,lens
 //! ```
 
-#[path = "../examples/common/system.rs"]
+#[path = "../../../examples/common/system.rs"]
 #[allow(dead_code, reason = "the programs need more of it")]
 mod system;
 
 use std::{
     cell::Cell,
     collections::HashSet,
+    fs::File,
     hint::black_box,
+    io::{Read, Seek, SeekFrom},
+    ops::ControlFlow,
     path::{Path, PathBuf},
     process::Command,
     sync::{
@@ -27,15 +31,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
+use bench::files;
 use clap::{Parser, ValueEnum};
 use serde::{Deserialize, Serialize};
 use transformer_utils::{
-    lens::{Lens, LensOptions, Measure},
+    lens::{Lens, LensOptions, Measure, TunedLens, TunedLensConfig},
     lowmem::{Checkpoint, DtypeChoice, LoadOptions, Progress, Residency},
-    models::{Action, Input, Model, NoObserver, Observer, ObserverError, Point, Site},
+    models::{
+        Action, GenerateOptions, Input, LogitsAt, Model, NoObserver, Observer, ObserverError, Point, Site, generate,
+    },
     partial::{Plan, Run, partial_forward},
-    tch::{self, Kind, Tensor},
+    tch::{self, Device, Kind, Tensor, utils},
 };
 
 /// Measure what only one process can.
@@ -49,6 +56,15 @@ struct Flags {
     #[arg(long, default_value_t = 45, value_name = "N")]
     tokens: i64,
 
+    /// Tokens of the prompts of the section `products`, separated by commas [default: that of --tokens].
+    #[arg(long, value_delimiter = ',', value_name = "N,..")]
+    lengths: Vec<i64>,
+
+    /// New tokens of the section `generate`, with a cache and without.
+    #[arg(long, num_args = 2, value_names = ["N", "N"], default_values_t = [33, 9],
+        value_parser = clap::value_parser!(u16).range(2..))]
+    new_tokens: Vec<u16>,
+
     /// Timed runs of every case.
     #[arg(long, default_value_t = 5, value_name = "N")]
     repeats: usize,
@@ -60,10 +76,6 @@ struct Flags {
     /// Print JSON, with every single run, instead of a table.
     #[arg(long)]
     json: bool,
-
-    /// What Cargo adds.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -72,6 +84,16 @@ enum Section {
     Memory,
     /// A whole forward, one that stops after block 5, and three names
     Forward,
+    /// A whole forward beside nothing but its matrix products, by each library
+    Products,
+    /// Forwards that stop after an eighth, a quarter, a half and all of the blocks
+    Depth,
+    /// Greedy generation, with a cache and without
+    Generate,
+    /// How fast memory is read, and what a new token has to read
+    Speed,
+    /// Reading the weights and writing half as many bytes, on one and two threads
+    Copying,
     /// A forward of one token with an observer that wants nothing
     Observer,
     /// What capturing every site allocates
@@ -80,6 +102,8 @@ enum Section {
     Lens,
     /// Five positions of a long prompt, and a prompt of five
     Positions,
+    /// The lens through the translators of a tuned lens
+    Tuned,
 }
 
 /// Everything measured.
@@ -125,21 +149,26 @@ fn main() -> Result<()> {
     let flags = Flags::parse();
     ensure!(flags.repeats > 0, "--repeats 0: at least one run is needed");
     // Starts libtorch's threads and allocators: what follows is what a model costs.
-    let square = Tensor::f_ones([256, 256], (Kind::Float, tch::Device::Cpu))?;
+    let square = Tensor::f_ones([256, 256], (Kind::Float, Device::Cpu))?;
     drop(square.f_matmul(&square)?);
     let resident = system::resident_mib();
     let private = system::private_mib();
 
-    let folder = flags.model.clone().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-gpt2"));
+    let folder =
+        flags.model.clone().unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-gpt2"));
     let bench = Bench {
         model: open(&folder, Arc::new(Silent))?,
         folder,
         tokens: flags.tokens,
+        lengths: if flags.lengths.is_empty() { vec![flags.tokens] } else { flags.lengths.clone() },
+        new_tokens: flags.new_tokens.iter().map(|&count| usize::from(count)).collect(),
         repeats: flags.repeats,
         private_at_start: private,
     };
     let limit = bench.model.config().positions;
-    ensure!((1..=limit).contains(&flags.tokens), "--tokens {}: the model reads 1 to {limit}", flags.tokens);
+    for (flag, tokens) in bench.lengths.iter().map(|length| ("lengths", *length)).chain([("tokens", bench.tokens)]) {
+        ensure!((1..=limit).contains(&tokens), "--{flag} {tokens}: the model reads 1 to {limit}");
+    }
 
     let mut figures = Vec::new();
     figures.extend(resident.map(|mib| Figure::one("start_resident", "MiB", mib)));
@@ -212,6 +241,9 @@ struct Bench {
     model: Model,
     folder: PathBuf,
     tokens: i64,
+    lengths: Vec<i64>,
+    /// With a cache, and without.
+    new_tokens: Vec<usize>,
     repeats: usize,
     private_at_start: Option<f64>,
 }
@@ -221,10 +253,16 @@ impl Bench {
         match section {
             Section::Memory => self.memory(),
             Section::Forward => self.forward(),
+            Section::Products => self.products(),
+            Section::Depth => self.depth(),
+            Section::Generate => self.generate(),
+            Section::Speed => self.speed(),
+            Section::Copying => self.copying(),
             Section::Observer => self.observer(),
             Section::Captures => self.captures(),
             Section::Lens => self.lens(),
             Section::Positions => self.positions(),
+            Section::Tuned => self.tuned(),
         }
     }
 
@@ -265,6 +303,161 @@ impl Bench {
             Figure::new("six_blocks", "s", six),
             Figure::new("three_names", "s", partial),
         ])
+    }
+
+    /// A forward of each length beside its products alone, over the model's own weights, so that they come from memory as
+    /// they do in the forward. Inputs lie ready in the form that the library wants; results are dropped.
+    fn products(&self) -> Result<Vec<Figure>> {
+        let matrices = self.matrices()?;
+        let kind = self.model.unembedding()?.f_kind()?;
+        let mut figures = Vec::new();
+        for &tokens in &self.lengths {
+            let input = self.input(tokens)?;
+            let forward = || self.whole(&input);
+            let mut add = |name: &str, runs| figures.push(Figure::new(&format!("{name}_{tokens}"), "s", runs));
+            let plain = Rows::ready(&matrices, tokens, kind, false)?;
+            let plain = || timed(|| plain.times_all(&matrices));
+            // oneDNN takes bf16 anyway.
+            if kind == Kind::Float && utils::has_mkldnn() {
+                let prepared = Rows::ready(&matrices, tokens, kind, true)?;
+                let prepared = || timed(|| prepared.times_all(&matrices));
+                let [forward, blas, onednn] = turns(self.repeats, [&forward, &plain, &prepared])?;
+                add("forward", forward);
+                add("products_blas", blas);
+                add("products_onednn", onednn);
+            } else {
+                let [forward, own] = turns(self.repeats, [&forward, &plain])?;
+                add("forward", forward);
+                add(if kind == Kind::Float { "products_blas" } else { "products_own" }, own);
+            }
+        }
+        Ok(figures)
+    }
+
+    /// All matrices that a token is multiplied by, in order.
+    fn matrices(&self) -> Result<Vec<Matrix>> {
+        let parts = self.model.parts();
+        let out_in = self.model.config().family.model_type != "gpt2";
+        let mut matrices = Vec::new();
+        for (part, label) in parts.labels().iter().enumerate() {
+            if label.starts_with("h.") {
+                let mut tensors = parts.get(part, None)?.into_iter().peekable();
+                while let Some(weight) = tensors.next() {
+                    if weight.dim() == 2 {
+                        // A vector after a matrix is its bias, unless it begins the next norm; no family has a matrix
+                        // without a bias before a norm.
+                        matrices.push(Matrix { weight, bias: tensors.next_if(|next| next.dim() == 1), out_in });
+                    }
+                }
+            }
+        }
+        matrices.push(Matrix { weight: self.model.unembedding()?, bias: None, out_in: true });
+        Ok(matrices)
+    }
+
+    fn depth(&self) -> Result<Vec<Figure>> {
+        let input = self.input(self.tokens)?;
+        let layers = self.model.config().layers();
+        let depths = [8, 4, 2, 1].map(|part| (layers / part).max(1));
+        let whole = || self.whole(&input);
+        let stopped = depths.map(|depth| {
+            let site = Site::block(depth - 1, Point::Output);
+            let input = &input;
+            move || timed(|| Ok(self.model.forward(input, &mut StopsAt(site))?))
+        });
+        let [eighth, quarter, half, all] = &stopped;
+        let [whole, runs @ ..] = turns(self.repeats, [&whole, eighth, quarter, half, all])?;
+        let mut figures =
+            vec![Figure::one("depth_layers", "count", layers as f64), Figure::new("depth_whole", "s", whole)];
+        figures.extend(depths.iter().zip(runs).map(|(depth, runs)| Figure::new(&format!("depth_{depth}"), "s", runs)));
+        Ok(figures)
+    }
+
+    /// Seconds between two new tokens, the first not counted: it comes with the prompt.
+    fn generate(&self) -> Result<Vec<Figure>> {
+        let prompt = self.ids(self.tokens);
+        let [cached, uncached] = self.new_tokens[..] else { return Err(anyhow!("--new-tokens takes two numbers")) };
+        let context = self.model.config().positions;
+        for new in [cached, uncached] {
+            let asked = self.tokens + new as i64;
+            ensure!(asked <= context, "--tokens and --new-tokens: {asked} in all, the model reads {context}");
+        }
+        let with = || {
+            let end_tokens = Some(Vec::new());
+            let options = GenerateOptions { max_new_tokens: cached, end_tokens, ..GenerateOptions::default() };
+            let mut times = Vec::with_capacity(cached);
+            generate(&self.model, std::slice::from_ref(&prompt), &options, |_| {
+                times.push(Instant::now());
+                ControlFlow::Continue(())
+            })?;
+            between(&times)
+        };
+        let without = || {
+            let mut ids = prompt.clone();
+            let mut times = Vec::with_capacity(uncached);
+            for _ in 0..uncached {
+                let input = Input::from_rows(&[&ids])?.logits_at(LogitsAt::Last);
+                let logits = self.model.forward(&input, &mut NoObserver)?.logits.context("the run was stopped")?;
+                ids.push(logits.f_argmax(None, false)?.f_int64_value(&[])?);
+                times.push(Instant::now());
+            }
+            between(&times)
+        };
+        let [with, without] = turns(self.repeats, [&with, &without])?;
+        Ok(vec![Figure::new("token_cached", "s", with), Figure::new("token_uncached", "s", without)])
+    }
+
+    /// What a token cannot do without: reading every weight but the embedding's once.
+    fn speed(&self) -> Result<Vec<Figure>> {
+        let parts = self.model.parts();
+        let mut bytes = 0.0;
+        for part in 1..parts.len() {
+            for tensor in parts.get(part, None)? {
+                bytes += tensor.numel() as f64 * tensor.f_kind()?.elt_size_in_bytes() as f64;
+            }
+        }
+        // Far more than any cache holds.
+        let memory: Vec<u64> = (0..WORDS).collect();
+        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
+        let speeds = (0..self.repeats.max(3)).map(|_| {
+            let seconds = timed(|| {
+                thread::scope(|scope| {
+                    let share = memory.chunks(memory.len().div_ceil(threads));
+                    let readers: Vec<_> = share.map(|share| scope.spawn(move || sum(share))).collect();
+                    let sums =
+                        readers.into_iter().map(|reader| reader.join().map_err(|_| anyhow!("a reader panicked")));
+                    sums.sum::<Result<u64>>()
+                })
+            })?;
+            Ok(size_of_val(&memory[..]) as f64 / 1e9 / seconds)
+        });
+        // A floor is what was reached once.
+        let fastest = speeds.collect::<Result<Vec<f64>>>()?.into_iter().fold(0.0, f64::max);
+        Ok(vec![Figure::one("token_bytes", "bytes", bytes), Figure::one("read_speed", "GB/s", fastest)])
+    }
+
+    /// What converting f32 to bf16 cannot do without: reading the files, which are in the page cache, and writing half as
+    /// many bytes to memory that nobody has touched.
+    fn copying(&self) -> Result<Vec<Figure>> {
+        let paths = files::weights(&self.folder)?;
+        let one = || copied(&paths, 1);
+        let two = || copied(&paths, 2);
+        let [one, two] = turns(self.repeats, [&one, &two])?;
+        Ok(vec![Figure::new("copying_1", "s", one), Figure::new("copying_2", "s", two)])
+    }
+
+    fn tuned(&self) -> Result<Vec<Figure>> {
+        // Zeros cost what anything costs.
+        let config = TunedLensConfig::of("random", &self.model)?;
+        let tuned = TunedLens::identity(config, Device::Cpu)?;
+        let (input, ids) = (self.input(self.tokens)?, self.ids(self.tokens));
+        let forward = || self.whole(&input);
+        let through = || {
+            let options = LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() };
+            timed(|| Ok(Lens::new(&self.model, options)?.tuned(&tuned)?.table("", &ids, |_| String::new())?))
+        };
+        let [forward, through] = turns(self.repeats, [&forward, &through])?;
+        Ok(vec![Figure::new("tuned_forward", "s", forward), Figure::new("tuned_kl", "s", through)])
     }
 
     fn observer(&self) -> Result<Vec<Figure>> {
@@ -357,15 +550,24 @@ impl Bench {
         let kl = || self.table(&ids, &[Measure::Kl]);
         let four = || self.table(&ids, &FOUR);
         let floor = || timed(|| Ok(streams.f_mm_out(&product, &transposed)?));
-        let [forward, probs, kl, four, floor] = turns(self.repeats, [&forward, &probs, &kl, &four, &floor])?;
-        Ok(vec![
+        let prepared =
+            (options.0 == Kind::Float && utils::has_mkldnn()).then(|| streams.f_to_mkldnn(None)).transpose()?;
+        let onednn = || match &prepared {
+            Some(prepared) => timed(|| sliced(prepared, &unembedding)),
+            None => Ok(f64::NAN),
+        };
+        let cases: [Case; 6] = [&forward, &probs, &kl, &four, &floor, &onednn];
+        let [forward, probs, kl, four, floor, onednn] = turns(self.repeats, cases)?;
+        let mut figures = vec![
             Figure::one("lens_rows", "count", rows as f64),
             Figure::new("lens_forward", "s", forward),
             Figure::new("lens_probs", "s", probs),
             Figure::new("lens_kl", "s", kl),
             Figure::new("lens_four", "s", four),
-            Figure::new("lens_product", "s", floor),
-        ])
+            Figure::new(if options.0 == Kind::Float { "lens_product_blas" } else { "lens_product_own" }, "s", floor),
+        ];
+        figures.extend(prepared.is_some().then(|| Figure::new("lens_product_onednn", "s", onednn)));
+        Ok(figures)
     }
 
     /// What the lens costs after the model has run, for five positions of a long prompt and for five tokens.
@@ -422,6 +624,153 @@ impl Bench {
 const FOUR: [Measure; 4] = [Measure::Logits, Measure::Probs, Measure::Ranks, Measure::Kl];
 
 const QUESTIONS: usize = 1_000_000;
+
+/// Numbers of 8 bytes that are read to see how fast memory is: 1 GiB.
+const WORDS: u64 = 1 << 27;
+
+/// The sum, which needs every number and next to no arithmetic.
+fn sum(numbers: &[u64]) -> u64 {
+    let mut sums = [0_u64; 16];
+    let mut chunks = numbers.chunks_exact(sums.len());
+    for chunk in &mut chunks {
+        for (sum, number) in sums.iter_mut().zip(chunk) {
+            *sum = sum.wrapping_add(*number);
+        }
+    }
+    sums.iter().chain(chunks.remainder()).fold(0, |all, number| all.wrapping_add(*number))
+}
+
+/// Seconds from one of these moments to the next, on average.
+fn between(times: &[Instant]) -> Result<f64> {
+    let (first, last) = times.first().zip(times.last()).context("no token came")?;
+    ensure!(times.len() > 1, "one token has no distance");
+    Ok((*last - *first).as_secs_f64() / (times.len() - 1) as f64)
+}
+
+/// What is read at a time: both this and the half that is written stay in a core's own cache.
+const COPIED: usize = 512 << 10;
+
+/// A stretch of a file, and where half of it goes.
+struct Stretch<'a> {
+    path: &'a Path,
+    offset: u64,
+    bytes: usize,
+    target: &'a mut [u8],
+}
+
+/// Seconds of reading the files on so many threads and writing every other half of what was read to fresh memory.
+fn copied(paths: &[PathBuf], threads: usize) -> Result<f64> {
+    let mut sizes = Vec::new();
+    for path in paths {
+        sizes.push(path.metadata().with_context(|| path.display().to_string())?.len());
+    }
+    timed(|| {
+        // Zeros of this size are pages that come when they are written to.
+        let mut memory = vec![0_u8; usize::try_from(sizes.iter().sum::<u64>() / 2)?];
+        let mut free = &mut memory[..];
+        let mut stretches = Vec::new();
+        for (path, &size) in paths.iter().zip(&sizes) {
+            for offset in (0..size).step_by(COPIED) {
+                let bytes = (size - offset).min(COPIED as u64) as usize;
+                let (target, rest) = free.split_at_mut((bytes / 2).min(free.len()));
+                free = rest;
+                stretches.push(Stretch { path, offset, bytes, target });
+            }
+        }
+        let queue = Mutex::new(stretches.into_iter());
+        let worker = || -> Result<()> {
+            let mut buffer = vec![0; COPIED];
+            let mut opened: Option<(&Path, File)> = None;
+            loop {
+                let Some(stretch) = queue.lock().unwrap_or_else(PoisonError::into_inner).next() else { return Ok(()) };
+                let context = || format!("reading {}", stretch.path.display());
+                let file = match &mut opened {
+                    Some((path, file)) if *path == stretch.path => file,
+                    other => &mut other.insert((stretch.path, File::open(stretch.path).with_context(context)?)).1,
+                };
+                file.seek(SeekFrom::Start(stretch.offset)).with_context(context)?;
+                let read = &mut buffer[..stretch.bytes];
+                file.read_exact(read).with_context(context)?;
+                stretch.target.copy_from_slice(&read[..stretch.target.len()]);
+            }
+        };
+        thread::scope(|scope| {
+            let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+            workers.into_iter().try_for_each(|worker| worker.join().map_err(|_| anyhow!("a reader panicked"))?)
+        })?;
+        Ok(memory)
+    })
+}
+
+/// Rows of the unembedding that are multiplied at a time by oneDNN, which has no way to write into memory that is there:
+/// results of this size the allocator hands out again without new pages.
+const SLICE: i64 = 2048;
+
+/// The streams times the unembedding, a slice of the vocabulary at a time.
+fn sliced(streams: &Tensor, unembedding: &Tensor) -> Result<()> {
+    let vocabulary = unembedding.size2()?.0;
+    for begin in (0..vocabulary).step_by(SLICE as usize) {
+        let slice = unembedding.f_narrow(0, begin, SLICE.min(vocabulary - begin))?;
+        drop(black_box(streams.f_mkldnn_linear(&slice, None::<&Tensor>)?));
+    }
+    Ok(())
+}
+
+/// A matrix of the model with its bias.
+struct Matrix {
+    weight: Tensor,
+    bias: Option<Tensor>,
+    /// Whether it lies as `[out, in]`.
+    out_in: bool,
+}
+
+impl Matrix {
+    /// `(in, out)`.
+    fn sizes(&self) -> Result<(i64, i64)> {
+        let (first, second) = self.weight.size2()?;
+        Ok(if self.out_in { (second, first) } else { (first, second) })
+    }
+}
+
+/// Random rows of every width that the matrices take.
+struct Rows {
+    tokens: i64,
+    /// Whether oneDNN holds them.
+    onednn: bool,
+    widths: Vec<(i64, Tensor)>,
+}
+
+impl Rows {
+    fn ready(matrices: &[Matrix], tokens: i64, kind: Kind, onednn: bool) -> Result<Self> {
+        let mut widths: Vec<(i64, Tensor)> = Vec::new();
+        for matrix in matrices {
+            let (width, _) = matrix.sizes()?;
+            if widths.iter().all(|(known, _)| *known != width) {
+                let rows = Tensor::f_randn([tokens, width], (Kind::Float, Device::Cpu))?.f_to_kind(kind)?;
+                widths.push((width, if onednn { rows.f_to_mkldnn(None)? } else { rows }));
+            }
+        }
+        Ok(Self { tokens, onednn, widths })
+    }
+
+    fn times_all(&self, matrices: &[Matrix]) -> Result<()> {
+        for matrix in matrices {
+            let (width, out) = matrix.sizes()?;
+            let rows = self.widths.iter().find(|(known, _)| *known == width);
+            let (_, rows) = rows.with_context(|| format!("no rows of {width}"))?;
+            let (weight, bias) = (&matrix.weight, matrix.bias.as_ref());
+            drop(black_box(match (self.onednn, matrix.out_in, bias) {
+                (true, true, _) => rows.f_mkldnn_linear(weight, bias)?,
+                // The gradient of `y = g wᵀ` with respect to `g` is the product in this layout; it takes no bias.
+                (true, false, _) => Tensor::f_mkldnn_linear_backward_input([self.tokens, out], rows, weight)?,
+                (false, true, _) => rows.f_linear(weight, bias)?,
+                (false, false, Some(bias)) => bias.f_addmm(rows, weight)?,
+                (false, false, None) => rows.f_matmul(weight)?,
+            }));
+        }
+        Ok(())
+    }
+}
 
 /// Wants nothing and ends the run.
 struct StopsAt(Site);

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use super::{middle, shown, warm};
-use crate::bench::{
-    Bench, TOKENS, asked_of_xl,
+use super::{faster, middle, shown, warm};
+use crate::{
+    Bench, Inside, TOKENS, asked_of_xl,
     checkpoints::{Size, Variant},
     child::{Call, Peak},
     figure::{Asked, Figure, Unit, median},
@@ -22,7 +22,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     in_process(bench, size, &folder, bf16.as_deref())?;
     memory(bench, size, &folder)?;
     positions(bench, size, &folder)?;
-    pictures(bench, size, &folder, bf16.as_deref())
+    pictures(bench, size, &folder, bf16.as_deref())?;
+    tuned(bench, size, &folder)
 }
 
 const MEASURES: [&str; 2] = ["probs", "kl"];
@@ -47,22 +48,23 @@ fn in_process(bench: &mut Bench, size: Size, folder: &Path, bf16: Option<&Path>)
             times.push(seconds(&call.run()?)?);
         }
     }
-    let (forward, floor) = (middle(&ours, "lens_forward")?, middle(&ours, "lens_product")?);
+    let forward = middle(&ours, "lens_forward")?;
+    let floor = faster(&ours, "lens_product", "", "one matrix product");
     let rows = middle(&ours, "lens_rows")?;
     let command = shown(&ours);
     for (measure, peer) in MEASURES.into_iter().zip(&peers) {
         let whole = middle(&ours, &format!("lens_{measure}"))?;
         let what = format!("{name}: {measure}, {rows} rows, {TOKENS} tokens, warm, beyond the forward");
         let figure = Figure::new(what, whole - forward, Unit::Seconds, &command);
-        let figure = figure.against("one matrix product", floor);
+        let figure = figure.floor(floor.clone());
         bench.add(figure.asked(asked_of_xl(size, Asked::TimesAtMost(1.2))));
         let what = format!("{name}: {measure}, the forward included");
         let figure = Figure::new(what, whole, Unit::Seconds, &command);
         bench.add(match peer {
             Some((call, times)) => {
                 let figure = Figure { command: call.shown().to_owned(), ..figure };
-                let figure = figure.against("transformer-utils", median(times));
-                figure.asked(asked_of_xl(size, Asked::FasterBy(2.3)))
+                let figure = figure.peer("transformer-utils", median(times));
+                figure.asked(asked_of_xl(size, Asked::FasterBy(3.0)))
             }
             None => figure,
         });
@@ -107,6 +109,28 @@ fn positions(bench: &mut Bench, size: Size, folder: &Path) -> Result<()> {
     let figure = Figure::new(what, inside.get("positions_sliced")?, Unit::Seconds, &inside.shown);
     let figure = figure.against("a prompt of five", inside.get("positions_five")?);
     bench.add(figure.asked(asked_of_xl(size, Asked::TimesAtMost(1.1))));
+    Ok(())
+}
+
+/// The lens through translators, beside the package that invented them.
+fn tuned(bench: &mut Bench, size: Size, folder: &Path) -> Result<()> {
+    let peer = bench.peer("tuned.py").map(|call| call.arg(bench.relative(folder)).args(&format!("{TOKENS} 1")));
+    let (mut ours, mut peers): (Vec<Inside>, _) = (Vec::new(), Vec::new());
+    for _ in 0..bench.repeats() {
+        ours.push(bench.inside(folder, "tuned", 1)?);
+        if let Some(peer) = &peer {
+            peers.push(seconds(&peer.run()?)?);
+        }
+    }
+    let what = format!("{}: kl through a tuned lens, the forward included", size.name());
+    let figure = Figure::new(what, middle(&ours, "tuned_kl")?, Unit::Seconds, shown(&ours));
+    bench.add(match &peer {
+        Some(peer) => {
+            let figure = Figure { command: peer.shown().to_owned(), ..figure };
+            figure.peer("tuned-lens", median(&peers)).asked(Asked::Faster)
+        }
+        None => figure.against("a forward", middle(&ours, "tuned_forward")?),
+    });
     Ok(())
 }
 
@@ -158,7 +182,7 @@ fn pictures(bench: &mut Bench, size: Size, folder: &Path, bf16: Option<&Path>) -
         bench.add(match peer {
             Some(peer) => {
                 let figure = Figure { command: peer.call.shown().to_owned(), ..figure };
-                let figure = figure.against("the Python script", median(&peer.times));
+                let figure = figure.peer("the Python script", median(&peer.times));
                 figure.asked(asked_of_xl(size, Asked::FasterBy(3.5)))
             }
             None => figure,
@@ -167,7 +191,7 @@ fn pictures(bench: &mut Bench, size: Size, folder: &Path, bf16: Option<&Path>) -
             let what = format!("{name}: {}, private memory of that process, libtorch included", case.what);
             let figure = Figure::new(what, private, Unit::Mebibytes, case.call.shown());
             bench.add(match peer.and_then(|peer| peer.peak.resident) {
-                Some(resident) => figure.against("the Python script above its weights", resident - weights),
+                Some(resident) => figure.peer("the Python script above its weights", resident - weights),
                 None => figure,
             });
         }

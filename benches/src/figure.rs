@@ -2,14 +2,25 @@
 
 use std::fmt::{self, Write};
 
+use serde::{Deserialize, Serialize};
+
 /// What a number counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Unit {
     /// Time in seconds; shown in the unit that reads best.
+    #[serde(rename = "s")]
     Seconds,
     /// Memory in MiB (2^20 bytes).
+    #[serde(rename = "MiB")]
     Mebibytes,
+    /// Tokens in a second: the more, the better.
+    #[serde(rename = "tokens/s")]
+    TokensPerSecond,
+    /// 10^9 bytes in a second: the more, the better.
+    #[serde(rename = "GB/s")]
+    GigabytesPerSecond,
     /// A plain number.
+    #[serde(rename = "count")]
     Count,
 }
 
@@ -23,21 +34,30 @@ impl Unit {
             Self::Seconds => format!("{value:.2} s"),
             Self::Mebibytes if value < 10.0 => format!("{value:.2} MiB"),
             Self::Mebibytes => format!("{value:.0} MiB"),
+            Self::TokensPerSecond => format!("{value:.1} tokens/s"),
+            Self::GigabytesPerSecond => format!("{value:.1} GB/s"),
             Self::Count => format!("{value}"),
         }
+    }
+
+    /// Whether the larger number is the better one.
+    fn is_rate(self) -> bool {
+        matches!(self, Self::TokensPerSecond | Self::GigabytesPerSecond)
     }
 }
 
 /// What was promised of a figure.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", content = "value", rename_all = "snake_case")]
 pub enum Asked {
     /// Nothing: it is there to be seen.
+    #[default]
     Nothing,
     /// The value itself is at most this, in the figure's unit.
     AtMost(f64),
-    /// The value is at most this many times what it stands beside.
+    /// The value is at most this many times what it stands beside; of rates, the times count that they come from.
     TimesAtMost(f64),
-    /// What it stands beside is at least this many times the value.
+    /// What it stands beside takes at least this many times as long.
     FasterBy(f64),
     /// Nothing, but it is to be read like [`Asked::FasterBy`].
     Faster,
@@ -45,19 +65,72 @@ pub enum Asked {
     Same,
 }
 
+/// What somebody else's number is to ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// What cannot be undercut: the products alone, the memory's speed, plain copying.
+    Floor,
+    /// Another library doing the same.
+    Peer,
+    /// Anything else: a limit, another run of ours.
+    Other,
+}
+
+/// A number that ours stands beside, in the figure's unit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Beside {
+    /// Whose or what it is.
+    pub name: String,
+    /// The median of its runs.
+    pub value: f64,
+    /// What it is to ours.
+    pub role: Role,
+}
+
+/// What was run, where the plots need to know.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    /// The checkpoint's size, by name.
+    pub model: String,
+    /// How many parameters it has.
+    pub parameters: u64,
+    /// `f32` or `bf16`.
+    pub dtype: String,
+    /// Tokens of the prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Blocks that were run, where not all were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks: Option<u64>,
+}
+
 /// One number of the table.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Figure {
+    /// The section that measured it.
+    pub section: String,
     /// What was measured, with the state of the page cache where that matters.
     pub what: String,
     /// The median of the runs.
     pub value: f64,
     /// Of the value and of what it stands beside.
     pub unit: Unit,
-    /// A floor, a limit or a peer, by name and value.
-    pub against: Option<(String, f64)>,
+    /// A floor, a limit or a peer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub against: Option<Beside>,
+    /// The same by other libraries, to be seen only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub also: Vec<Beside>,
     /// What was promised.
+    #[serde(default)]
     pub asked: Asked,
+    /// What was run, where the plots need to know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub case: Option<Case>,
     /// The command that measures it.
     pub command: String,
 }
@@ -66,12 +139,38 @@ impl Figure {
     /// A figure that stands alone.
     pub fn new(what: impl Into<String>, value: f64, unit: Unit, command: impl Into<String>) -> Self {
         let (what, command) = (what.into(), command.into());
-        Self { what, value, unit, against: None, asked: Asked::Nothing, command }
+        let (section, also) = (String::new(), Vec::new());
+        Self { section, what, value, unit, against: None, also, asked: Asked::Nothing, case: None, command }
     }
 
-    /// Beside `value` of `name`.
-    pub fn against(mut self, name: impl Into<String>, value: f64) -> Self {
-        self.against = Some((name.into(), value));
+    /// Beside `value` of `name`, which is a limit or another run of ours.
+    pub fn against(self, name: impl Into<String>, value: f64) -> Self {
+        self.beside(name, value, Role::Other)
+    }
+
+    /// Beside another library's `value`.
+    pub fn peer(self, name: impl Into<String>, value: f64) -> Self {
+        self.beside(name, value, Role::Peer)
+    }
+
+    /// Beside what cannot be undercut: the best of several ways to do nothing but that; the others are shown.
+    pub fn floor(self, ways: impl IntoIterator<Item = (String, f64)>) -> Self {
+        let mut ways: Vec<(String, f64)> = ways.into_iter().collect();
+        ways.sort_by(|(_, a), (_, b)| if self.unit.is_rate() { b.total_cmp(a) } else { a.total_cmp(b) });
+        let mut ways = ways.into_iter();
+        let Some((name, value)) = ways.next() else { return self };
+        let also = ways.map(|(name, value)| Beside { name, value, role: Role::Floor }).collect();
+        Self { also, ..self.beside(name, value, Role::Floor) }
+    }
+
+    fn beside(mut self, name: impl Into<String>, value: f64, role: Role) -> Self {
+        self.against = Some(Beside { name: name.into(), value, role });
+        self
+    }
+
+    /// With what was run.
+    pub fn case(mut self, case: Case) -> Self {
+        self.case = Some(case);
         self
     }
 
@@ -81,10 +180,11 @@ impl Figure {
         self
     }
 
-    /// How many times the other's value this is; where it is to be faster, the other way round.
+    /// How many times the other's value this is; where it is to be faster, the other way round. Of rates, the times count
+    /// that they come from.
     pub fn ratio(&self) -> Option<f64> {
-        let (_, other) = self.against.as_ref()?;
-        Some(if self.is_speed() { other / self.value } else { self.value / other })
+        let other = self.against.as_ref()?.value;
+        Some(if self.is_speed() == self.unit.is_rate() { self.value / other } else { other / self.value })
     }
 
     fn is_speed(&self) -> bool {
@@ -98,14 +198,17 @@ impl Figure {
             Asked::AtMost(most) => Some(self.value <= most),
             Asked::TimesAtMost(most) => self.ratio().map(|ratio| ratio <= most),
             Asked::FasterBy(least) => self.ratio().map(|ratio| ratio >= least),
-            Asked::Same => self.against.as_ref().map(|(_, other)| self.value == *other),
+            Asked::Same => self.against.as_ref().map(|other| self.value == other.value),
         }
     }
 
     /// The cells of the table's row, without the command.
     fn cells(&self) -> [String; 5] {
-        let against = self.against.as_ref();
-        let against = against.map_or_else(String::new, |(name, value)| format!("{} {name}", self.unit.show(*value)));
+        let show = |beside: &Beside| format!("{} {}", self.unit.show(beside.value), beside.name);
+        let mut against = self.against.as_ref().map_or_else(String::new, show);
+        if !self.also.is_empty() {
+            against += &format!(" ({})", self.also.iter().map(show).collect::<Vec<_>>().join(", "));
+        }
         let ratio = self.ratio().map_or_else(String::new, |ratio| match ratio {
             _ if ratio >= 100.0 => format!("{ratio:.0}"),
             _ if ratio >= 10.0 => format!("{ratio:.1}"),
@@ -228,6 +331,25 @@ mod tests {
         assert_eq!(Unit::Mebibytes.show(0.452), "0.45 MiB");
         assert_eq!(Unit::Mebibytes.show(861.2), "861 MiB");
         assert_eq!(Unit::Count.show(12.0), "12");
+        assert_eq!(Unit::TokensPerSecond.show(23.456), "23.5 tokens/s");
+    }
+
+    #[test]
+    fn rates_are_judged_by_the_times_they_come_from() {
+        let figure = Figure::new("tokens", 40.0, Unit::TokensPerSecond, "x");
+        let peer = figure.clone().peer("peer", 20.0).asked(Asked::FasterBy(1.5));
+        assert_eq!((peer.ratio(), peer.met()), (Some(2.0), Some(true)));
+        let floor = figure.floor([("slow".to_owned(), 44.0), ("fast".to_owned(), 50.0)]).asked(Asked::TimesAtMost(1.2));
+        assert_eq!((floor.ratio(), floor.met()), (Some(1.25), Some(false)));
+        assert_eq!(floor.cells()[2], "50.0 tokens/s fast (44.0 tokens/s slow)");
+    }
+
+    #[test]
+    fn the_best_of_several_floors_counts_and_all_are_seen() {
+        let ways = [("products by oneDNN".to_owned(), 3.0), ("products by BLAS".to_owned(), 2.0)];
+        let figure = Figure::new("forward", 2.2, Unit::Seconds, "x").floor(ways).asked(Asked::TimesAtMost(1.15));
+        assert_eq!(figure.met(), Some(true));
+        assert_eq!(figure.cells()[2], "2.00 s products by BLAS (3.00 s products by oneDNN)");
     }
 
     #[test]

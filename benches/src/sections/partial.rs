@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use super::{middle, shown, warm};
-use crate::bench::{
+use crate::{
     Bench, TOKENS, asked_of_xl,
     checkpoints::Size,
     child::Call,
@@ -34,15 +34,15 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let (forward, share, six) = (middle("forward")?, middle("six_blocks_share")?, middle("six_blocks")?);
         let three = middle("three_names")?;
         bench.add(Figure::new(format!("{name}: forward, {TOKENS} tokens, warm"), forward, Unit::Seconds, &command));
-        let figure = |against: &str, value, asked, command: &str| {
-            let figure = Figure::new(format!("{name}: three names to h.5, warm"), three, Unit::Seconds, command);
-            figure.against(against, value).asked(asked_of_xl(size, asked))
-        };
-        bench.add(figure("six blocks' share of the forward", share, Asked::TimesAtMost(1.10), &command));
-        bench.add(figure("a forward stopped at h.5", six, Asked::TimesAtMost(1.10), &command));
+        let figure =
+            |command: &str| Figure::new(format!("{name}: three names to h.5, warm"), three, Unit::Seconds, command);
+        let most = asked_of_xl(size, Asked::TimesAtMost(1.10));
+        bench.add(figure(&command).against("six blocks' share of the forward", share).asked(most));
+        bench.add(figure(&command).against("a forward stopped at h.5", six).asked(most));
         for (tool, call, times) in &peers {
             let least = if tool == "nnsight" { 1.3 } else { 2.0 };
-            bench.add(figure(tool, median(times), Asked::FasterBy(least), call.shown()));
+            let figure = figure(call.shown()).peer(tool.as_str(), median(times));
+            bench.add(figure.asked(asked_of_xl(size, Asked::FasterBy(least))));
         }
         whole_process(bench, name, &folder)?;
     }

@@ -2,7 +2,7 @@
 //! placed in any way, on one thread and on two. Prints the table of `docs/numerics.md`:
 //!
 //! ```sh
-//! cargo bench --bench invariance
+//! cargo xtask bench invariance
 //! ```
 //!
 //! A cell is the largest difference of a logit from the run of the text alone, over all positions of the text; below, how many of
@@ -29,10 +29,6 @@ struct Flags {
     /// Tokens of the text.
     #[arg(long, default_value_t = 100, value_name = "N")]
     tokens: usize,
-
-    // What `cargo bench` adds.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 /// How the text is run.
@@ -100,7 +96,7 @@ const LONGER: [usize; 7] = [1, 5, 13, 16, 32, 47, 60];
 
 fn main() -> Result<()> {
     let flags = Flags::parse();
-    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
+    let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets");
     let bundled = || ["tiny-gpt2", "tiny-gpt-neo"].map(|name| assets.join(name)).into();
     let folders = if flags.models.is_empty() { bundled() } else { flags.models.clone() };
     let dtypes = [Dtype::F32, Dtype::Bf16];

@@ -36,6 +36,24 @@ impl Size {
         }
     }
 
+    /// How many parameters it has, tied matrices once.
+    pub fn parameters(self) -> u64 {
+        match self {
+            Self::Gpt2 => 124_439_808,
+            Self::Gpt2Xl => 1_557_611_200,
+            Self::GptNeo => 2_651_307_520,
+        }
+    }
+
+    /// The parameters of candle's model of this size, if it has one.
+    pub fn candle(self) -> Option<&'static str> {
+        match self {
+            Self::Gpt2 => Some("124M"),
+            Self::Gpt2Xl => Some("1.55B"),
+            Self::GptNeo => None,
+        }
+    }
+
     /// Bytes of its weights in f32, rounded up.
     fn bytes(self) -> u64 {
         match self {
@@ -53,6 +71,37 @@ impl Size {
             Self::Gpt2Xl => (1536, super::TOKENS),
             Self::GptNeo => (4096, 2048),
         }
+    }
+}
+
+/// What the weights of a checkpoint are stored and computed in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits with the exponent of 32.
+    Bf16,
+}
+
+impl Dtype {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+
+    /// Its name in PyTorch.
+    pub fn torch(self) -> &'static str {
+        match self {
+            Self::F32 => "float32",
+            Self::Bf16 => "bfloat16",
+        }
+    }
+}
+
+impl std::fmt::Display for Dtype {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
     }
 }
 
@@ -118,6 +167,11 @@ impl Checkpoints {
     pub fn new(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
         Ok(Self { folder: folder.to_owned(), there: HashMap::new() })
+    }
+
+    /// The folder of all.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     /// Where a checkpoint is, if it is.
@@ -191,6 +245,7 @@ mod tests {
         assert!(Size::Gpt2 < Size::Gpt2Xl && Size::Gpt2Xl < Size::GptNeo);
         for size in Size::value_variants() {
             assert_eq!(size.to_possible_value().unwrap().get_name(), size.name());
+            assert!(size.bytes().abs_diff(4 * size.parameters()) < size.bytes() / 100, "{}", size.name());
         }
     }
 

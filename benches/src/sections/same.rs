@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 
-use crate::bench::{
+use crate::{
     Bench, TOKENS,
     checkpoints::Variant,
     figure::{Asked, Figure, Unit},

@@ -1,7 +1,7 @@
 //! Whether every process gives the same bits: starts many, lets each compute the same thing, and compares what they say.
 //!
 //! ```sh
-//! cargo bench --bench repeat -- --processes 1000
+//! cargo xtask bench repeat --processes 1000
 //! ```
 //!
 //! What can differ from process to process is what libtorch settles once in each. `docs/numerics.md` tells what was found;
@@ -44,10 +44,6 @@ struct Flags {
     /// What one process does; prints the hash of its results.
     #[arg(long, value_enum, hide = true, value_name = "WORK")]
     child: Option<Work>,
-
-    // What `cargo bench` adds.
-    #[arg(long, hide = true)]
-    bench: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,7 +106,7 @@ fn answers(work: Work, flags: &Flags) -> Result<BTreeMap<String, usize>> {
 fn hash(work: Work) -> Result<String> {
     let mut hash = Sha256::new();
     let bundled = || -> Result<Model> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-gpt2");
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-gpt2");
         Ok(Model::open(&Checkpoint::open(folder)?, &LoadOptions::default())?)
     };
     // Small ones: what goes wrong goes wrong in the first large call.
@@ -153,7 +149,7 @@ fn hash(work: Work) -> Result<String> {
         }
         Work::Tuned => {
             let model = bundled()?;
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/tiny-gpt2/tuned-lens");
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-gpt2/tuned-lens");
             let tuned = tuned_lens::open(folder)?;
             let options = LensOptions { measures: vec![Measure::Kl, Measure::Probs], ..LensOptions::default() };
             let lens = Lens::new(&model, options)?.tuned(&tuned)?;

@@ -1,10 +1,14 @@
 //! What is measured, one module for each section.
 
 mod convert;
+mod depth;
+mod forward;
+mod generate;
 mod lens;
 mod load;
 mod partial;
 mod same;
+mod start;
 mod stream;
 
 use std::path::{Path, PathBuf};
@@ -20,6 +24,10 @@ pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
         Section::Convert => convert::run(bench),
         Section::Stream => stream::run(bench),
         Section::Same => same::run(bench),
+        Section::Forward => forward::run(bench),
+        Section::Generate => generate::run(bench),
+        Section::Depth => depth::run(bench),
+        Section::Start => start::run(bench),
         Section::Partial => partial::run(bench),
         Section::Lens => lens::run(bench),
     }
@@ -35,6 +43,17 @@ fn warm(folder: &Path) -> Result<Vec<PathBuf>> {
 /// The median of one figure over several runs of the bench.
 fn middle(runs: &[Inside], figure: &str) -> Result<f64> {
     Ok(median(&runs.iter().map(|inside| inside.get(figure)).collect::<Result<Vec<_>>>()?))
+}
+
+/// The medians of one floor by every library that measured it, for [`crate::figure::Figure::floor`]: the figure `NAME_LIBRARY`
+/// with `ending` after it. `what` is what the library did.
+fn faster(runs: &[Inside], name: &str, ending: &str, what: &str) -> Vec<(String, f64)> {
+    let libraries = [("blas", "by the BLAS"), ("onednn", "by oneDNN"), ("own", "by libtorch's choice")];
+    let found = |(library, words): (&str, &str)| {
+        let time = middle(runs, &format!("{name}_{library}{ending}")).ok()?;
+        Some((format!("{what} {words}"), time))
+    };
+    libraries.into_iter().filter_map(found).collect()
 }
 
 /// The command of all these runs.
