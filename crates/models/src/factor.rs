@@ -364,7 +364,7 @@ mod tests {
 
     #[test]
     fn a_row_has_the_same_bits_among_any_number_of_rows() {
-        // Measured on silicon with AVX-512 and oneDNN; elsewhere `cargo bench --bench invariance` says what holds.
+        // Measured on silicon with AVX-512 and oneDNN; elsewhere `cargo xtask bench invariance` says what holds.
         let library = Products::chosen().unwrap().library;
         #[cfg(target_arch = "x86_64")]
         let measured = library == Library::OneDnn && is_x86_feature_detected!("avx512f");
