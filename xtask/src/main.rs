@@ -8,7 +8,7 @@ use xtask::{
     environment::Environment,
     libtorch::{From, Provided, Request},
     routes::Flavour,
-    steps,
+    steps::{self, Meanwhile},
 };
 
 /// Set-up and checks for the workspace. Every command first makes sure that libtorch is there.
@@ -117,6 +117,15 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let environment = Environment::from_process()?;
     let set_up = || steps::set_up(&environment, &Request::default()).map(|provided| report(&provided));
+    let set_up_beside = |build: &[&str]| {
+        let compiling = Meanwhile::start(&environment, build);
+        if compiling.is_running() {
+            eprintln!(
+                "The first time takes some minutes; Cargo shows how far it is. What needs no libtorch is compiled meanwhile."
+            );
+        }
+        set_up()
+    };
     match cli.command {
         Task::Libtorch(options) => {
             let provided = xtask::libtorch::provide(&environment, &options.request())?;
@@ -132,11 +141,11 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Task::Demo { sentence, arguments } => {
-            set_up()?;
+            set_up_beside(&steps::demo_build(&arguments))?;
             steps::demo(&environment, sentence.as_deref(), &arguments)
         }
         Task::Test { .. } => {
-            set_up()?;
+            set_up_beside(&steps::TEST_BUILD)?;
             // Not clap's, which has lost a leading `--`.
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
             steps::run(&mut steps::test(&environment, &arguments))

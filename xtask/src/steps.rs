@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     io::{self, Write},
     path::Path,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -156,21 +156,70 @@ pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option
     command
 }
 
+/// How Cargo builds the demonstration. Without arguments it needs nothing from the Hub, and so no TLS: a minute less to compile.
+pub fn demo_build(arguments: &[OsString]) -> Vec<&'static str> {
+    let lean: &[&str] = if arguments.is_empty() { &["--no-default-features", "--features", "plot"] } else { &[] };
+    [&["--release"], lean, &["--example", "logit_lens"]].concat()
+}
+
+/// How Cargo builds the tests.
+pub const TEST_BUILD: [&str; 5] = ["--workspace", "--exclude", "bench", "--all-features", "--all-targets"];
+
 /// The demonstration: the lens of the bundled model over one sentence.
 ///
 /// # Errors
 /// If it fails.
 pub fn demo(environment: &Environment, sentence: Option<&OsStr>, arguments: &[OsString]) -> Result<()> {
     let mut command = cargo(environment);
-    command
-        .args(["run", "--release", "--example", "logit_lens", "--", "--measure", "probs", "--out", PICTURE])
-        .args(arguments);
+    command.arg("run").args(demo_build(arguments));
+    command.args(["--", "--measure", "probs", "--out", PICTURE]).args(arguments);
     command.arg(sentence.unwrap_or(OsStr::new(SENTENCE)));
     run(&mut command)?;
     let picture = environment.workspace.join(PICTURE);
     ensure!(picture.is_file(), "the example drew nothing at {}", picture.display());
     println!("\nThe picture is at {}", picture.display());
     Ok(())
+}
+
+/// A build of everything that does not need libtorch, while libtorch is on its way. Ends with this value.
+pub struct Meanwhile(Option<Child>);
+
+impl Meanwhile {
+    /// Starts it, unless libtorch is there already.
+    pub fn start(environment: &Environment, build: &[&str]) -> Self {
+        let there = environment.user_libtorch().is_some()
+            || environment.get("LIBTORCH_USE_PYTORCH").is_some()
+            || environment.link().join("lib").is_dir();
+        if there {
+            return Self(None);
+        }
+        // The package that links libtorch fails, and what needs it is left for later.
+        let mut command = cargo(environment);
+        command.args(["build", "--keep-going", "--quiet"]).args(build);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // A group of its own, so that compilers end with their Cargo.
+        #[cfg(unix)]
+        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        Self(command.spawn().ok())
+    }
+
+    /// Whether there was a reason to start it.
+    pub fn is_running(&self) -> bool {
+        self.0.is_some()
+    }
+}
+
+impl Drop for Meanwhile {
+    fn drop(&mut self) {
+        let Some(child) = &mut self.0 else { return };
+        #[cfg(unix)]
+        if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
+            // Gone already, if it was quicker.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::TERM);
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
 }
 
 /// One step of a check.
@@ -282,6 +331,43 @@ mod tests {
 
     fn arguments(command: &Command) -> String {
         command.get_args().map(|argument| argument.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_demonstration_needs_no_hub_unless_arguments_may() {
+        assert_eq!(demo_build(&[])[1..4], ["--no-default-features", "--features", "plot"]);
+        assert_eq!(demo_build(&["--model".into()]), ["--release", "--example", "logit_lens"]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn what_needs_no_libtorch_is_compiled_until_it_is_there() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (cargo, started) = (folder.path().join("cargo"), folder.path().join("started"));
+        // Writes down its arguments and its number, and would work for a minute.
+        let script = format!("#!/bin/sh\necho $$ \"$@\" > {0}.part; mv {0}.part {0}; sleep 60\n", started.display());
+        std::fs::write(&cargo, script).unwrap();
+        std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let mut environment = environment(&[("CARGO", cargo.to_str().unwrap())]);
+        environment.workspace = folder.path().to_owned();
+
+        let compiling = Meanwhile::start(&environment, &["--release"]);
+        assert!(compiling.is_running());
+        let line = loop {
+            if let Ok(line) = std::fs::read_to_string(&started) {
+                break line;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        };
+        let (process, arguments) = line.trim().split_once(' ').unwrap();
+        assert_eq!(arguments, "build --keep-going --quiet --release");
+        drop(compiling);
+        let process = rustix::process::Pid::from_raw(process.parse().unwrap()).unwrap();
+        assert!(rustix::process::test_kill_process(process).is_err(), "it goes on");
+
+        std::fs::create_dir_all(environment.link().join("lib")).unwrap();
+        assert!(!Meanwhile::start(&environment, &["--release"]).is_running());
     }
 
     #[test]
