@@ -43,7 +43,8 @@ pub struct Factor<'a> {
 }
 
 enum Way {
-    /// Libtorch's own; with a single row twice, `[2, in]`, where it is to be computed as rows are.
+    /// Libtorch's own, with the rows as `[n, in]`; none where there is nothing to multiply. In three dimensions libtorch would
+    /// turn and copy the weights for a view of a longer text's last token.
     Plain(Option<Tensor>),
     /// The rows as oneDNN holds them, `[n, in]`.
     OneDnn(Tensor),
@@ -127,10 +128,11 @@ impl<'a> Factor<'a> {
                 let wide = x.f_reshape([-1, width])?.f_to_kind(Kind::Float)?;
                 Way::Widened(Box::new(Way::of_f32(&wide, alike, library)?))
             }
+            _ if rows == 0 => Way::Plain(None),
             _ if alike && rows == 1 && x.device() == Device::Cpu => {
                 Way::Plain(Some(x.f_reshape([1, width])?.f_repeat([2, 1])?))
             }
-            _ => Way::Plain(None),
+            _ => Way::Plain(Some(x.f_reshape([-1, width])?)),
         };
         Ok(Self { x, rows, way })
     }
@@ -155,7 +157,7 @@ impl<'a> Factor<'a> {
 
     fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         let product = match &self.way {
-            Way::Plain(Some(doubled)) => doubled.f_linear(&layout.out_in(weight)?, bias)?,
+            Way::Plain(Some(rows)) => rows.f_linear(&layout.out_in(weight)?, bias)?,
             Way::Widened(way) if fits(weight, bias, Kind::BFloat16)? => way.of_widened(weight, layout, bias)?,
             Way::OneDnn(_) | Way::Blas(_) if fits(weight, bias, Kind::Float)? => {
                 self.way.of_f32_weights(weight, layout, bias)?
