@@ -18,7 +18,8 @@ const WIDENED: i64 = 1 << 20;
 /// The left factor of matrix products, `[.., in]`.
 ///
 /// Which library multiplies f32 on a CPU is [`Products`]' choice. Products of gradients, in f64 and on other devices are
-/// libtorch's. From two rows on, a row gets the same bits whatever the number of rows and threads.
+/// libtorch's. From two rows on, a row gets the same bits whatever the number of rows and threads, where oneDNN or MKL for Intel
+/// multiplies with AVX-512, and bf16 is not widened; `docs/numerics.md` in the repository says what was measured.
 ///
 /// | library | what is done |
 /// |---|---|
