@@ -213,7 +213,7 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     ensure!(flags.memory > 0, "--memory 0: some memory is needed");
     let opened = flags.model.open()?;
     let rows = flags.input.read(&opened)?;
-    let vocabulary = opened.config().vocabulary;
+    let vocabulary = opened.model.architecture().vocabulary;
     let interactive = outputs.iter().any(|(_, format)| *format == Format::Html);
     let options = LensOptions {
         measures: flags.measure.clone(),

@@ -439,7 +439,7 @@ impl Training {
             self.config.family.title,
             self.parameters(),
             self.config.layers(),
-            self.config.d_model,
+            self.config.architecture.d_model,
             flags.validation * 100.0,
             self.progress.step,
             flags.batch,
@@ -467,7 +467,7 @@ fn sequence_loss<'a>(model: &Model, sequences: impl Iterator<Item = &'a [i64]>) 
     let length = ids.size2()?.1 - 1;
     let outcome = model.forward(&Input::ids(ids.f_narrow(1, 0, length)?), &mut NoObserver)?;
     let logits = outcome.logits.context("the run gave no logits")?;
-    let logits = logits.f_view([-1, model.config().vocabulary])?.f_to_kind(Kind::Float)?;
+    let logits = logits.f_view([-1, model.architecture().vocabulary])?.f_to_kind(Kind::Float)?;
     let targets = ids.f_narrow(1, 1, length)?.f_reshape([-1])?;
     let log_probabilities = logits.f_log_softmax(-1, Kind::Float)?;
     Ok(log_probabilities.f_nll_loss(&targets, None::<&Tensor>, Reduction::Mean, -100)?)

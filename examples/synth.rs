@@ -20,7 +20,7 @@ use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
 use transformer_utils::{
     lowmem::Dtype,
-    models::{Config, Model, Random},
+    models::{Config, Initial, Model, Random},
 };
 
 use common::{output, progress, table};
@@ -258,18 +258,14 @@ struct Planned {
 }
 
 fn tensors(config: &Config, flags: &Flags) -> Result<Vec<Planned>> {
-    let normal = |name: &str| {
-        let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
-        let module = module.rsplit('.').next().unwrap_or(module);
-        match (module, kind) {
-            (_, "bias") => Normal { mean: 0.0, deviation: 0.02 },
-            ("ln_1" | "ln_2" | "ln_f", _) => Normal { mean: 1.0, deviation: 0.1 },
-            _ => Normal { mean: 0.0, deviation: config.initial_deviation(name) },
-        }
+    let normal = |name: &str, shape: &[i64]| match config.initial(name, shape) {
+        Initial::Norm { value } => Normal { mean: value, deviation: 0.1 },
+        Initial::Normal { deviation } => Normal { mean: 0.0, deviation },
+        _ => Normal { mean: 0.0, deviation: 0.02 },
     };
     let planned = |(name, shape): (String, Vec<i64>)| Planned {
         elements: shape.iter().map(|&size| size as u64).product(),
-        normal: normal(&name),
+        normal: normal(&name, &shape),
         random: Random::named(flags.seed, &name),
         name,
         shape,

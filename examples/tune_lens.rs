@@ -22,7 +22,7 @@ use transformer_utils::{
         TunedLens, TunedLensConfig,
         picture::{Curves, Style, curves_png, curves_svg},
     },
-    models::{FinalNorm, Input, Random, Site},
+    models::{Input, Random, Site, Tail, Unembedding},
     partial::Run,
     tch::{
         Kind, Tensor,
@@ -112,7 +112,7 @@ fn run(flags: Flags) -> Result<()> {
         "--batch, --tokens-at-once and --held-out-sequences must be at least 1"
     );
     let opened = flags.model.open()?;
-    let longest = opened.config().positions as usize;
+    let longest = opened.model.architecture().context as usize;
     let context = flags.context.unwrap_or(longest.min(256));
     ensure!((1..=longest).contains(&context), "--context {context}: the model reads 1 to {longest} tokens");
     let tokens = opened.need_tokens()?;
@@ -190,9 +190,9 @@ struct Training<'a> {
     run: Run<'a>,
     sites: Vec<String>,
     logits: String,
-    norm: FinalNorm,
-    /// `[vocabulary, d_model]` in f32.
-    unembedding: Tensor,
+    tail: Tail,
+    /// In f32.
+    unembedding: Unembedding,
 }
 
 impl<'a> Training<'a> {
@@ -201,9 +201,9 @@ impl<'a> Training<'a> {
         let logits = Site::LOGITS.to_string();
         let names: Vec<&String> = sites.iter().chain([&logits]).collect();
         let run = Run::new(&opened.model, &names)?;
-        let unembedding = opened.model.unembedding()?.f_to_kind(Kind::Float)?;
-        let norm = opened.model.final_norm()?;
-        Ok(Self { lens, run, sites, logits, norm, unembedding })
+        let unembedding = opened.model.unembedding()?.to_kind(Kind::Float)?;
+        let tail = opened.model.tail()?;
+        Ok(Self { lens, run, sites, logits, tail, unembedding })
     }
 
     /// Calls `act` with each layer, its streams (`[position, d_model]`) and the logarithms of the model's own probabilities
@@ -231,7 +231,7 @@ impl<'a> Training<'a> {
     }
 
     fn divergence(&self, layer: usize, stream: &Tensor, own: &Tensor) -> Result<Tensor> {
-        Ok(self.lens.divergence(&self.norm, layer, stream, own, &self.unembedding)?)
+        Ok(self.lens.divergence(&self.tail, layer, stream, own, &self.unembedding)?)
     }
 
     /// Each layer's mean KL(final || row) over held-out sequences, in nats.
@@ -253,7 +253,7 @@ impl<'a> Training<'a> {
     fn fit(&self, flags: &Flags, train: &[i64], context: usize) -> Result<f64> {
         let translators = self.lens.trainable()?;
         let leaves: Vec<Tensor> = translators.iter().flatten().map(Tensor::shallow_clone).collect();
-        let store = store_of(&[leaves], self.unembedding.device())?;
+        let store = store_of(&[leaves], self.unembedding.weight().device())?;
         let (momentum, wd) = (flags.momentum, flags.weight_decay);
         let (mut optimizer, rate) = match flags.optimizer {
             Optimizer::Adam => {

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use transformer_utils::{
     lowmem::{self, Checkpoint, Dtype},
-    models::{Input, Point, Site},
+    models::{Axis, Dimension, Input, Point, Site},
     partial::{Activations, Plan, Run},
     tch::{Device, Kind, Tensor, no_grad},
 };
@@ -296,7 +296,7 @@ impl Job<'_> {
             (None, None) => bail!(expected),
         };
         if self.flags.truncate {
-            ids.truncate(opened.config().positions.max(0) as usize);
+            ids.truncate(opened.model.architecture().context.max(0) as usize);
         }
         // A text without tokens is no mistake in a corpus; it has an entry and no values.
         if !ids.is_empty() {
@@ -342,15 +342,12 @@ impl Job<'_> {
     /// Bytes that all names write for one token.
     fn bytes_per_token(&self, opened: &Opened, longest: usize, store: Dtype) -> u64 {
         let sites = opened.model.sites();
-        let config = opened.config();
-        let elements = |site: Site| match site.point {
-            Point::Scores | Point::Pattern => config.heads * longest as i64,
-            Point::HeadOutput => config.heads * config.d_model,
-            Point::QueryKeyValue => 3 * config.d_model,
-            Point::MlpInput | Point::MlpActivation => config.d_mlp,
-            Point::Logits => config.vocabulary,
-            _ => config.d_model,
+        // Whatever the input decides is one for each token, but the keys of a pattern.
+        let size = |dimension: &Dimension| match dimension.axis {
+            Axis::Key => longest as i64,
+            _ => dimension.size.unwrap_or(1),
         };
+        let elements = |site: Site| sites.shape(site).iter().map(size).product::<i64>();
         let all: i64 = self.names.iter().filter_map(|name| sites.parse(name).ok()).map(elements).sum();
         all as u64 * store.bytes() + 8
     }
@@ -424,10 +421,11 @@ impl Job<'_> {
             let activations: Activations = run.run(&Input::padded(&rows)?).with_context(context)?;
             let first = all_ids.len() as i64;
             for (place, (name, values)) in activations.iter().enumerate() {
-                let point = opened.model.sites().parse(name)?.point;
-                let pattern = matches!(point, Point::Scores | Point::Pattern);
-                // [batch, head, query, key] to [batch, query, head, key]
-                let values = if pattern { values.f_transpose(1, 2)? } else { values.shallow_clone() };
+                let sites = opened.model.sites();
+                let site = sites.parse(name)?;
+                let pattern = matches!(site.point, Point::Scores | Point::Pattern);
+                // Of a pattern, [batch, head, query, key] to [batch, query, head, key].
+                let values = values.f_transpose(1, sites.position_dimension(site) as i64)?;
                 if tensors.len() == place {
                     let mut shape = values.size();
                     shape.splice(..2, [file.tokens as i64]);

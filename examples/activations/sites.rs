@@ -3,7 +3,7 @@
 use serde::Serialize;
 use transformer_utils::{
     lowmem::Dtype,
-    models::{SiteInfo, Stage},
+    models::{Attention, SiteInfo, Stage},
 };
 
 use crate::common::{model::Opened, table};
@@ -31,7 +31,7 @@ pub fn list(opened: &Opened) -> Vec<Listed> {
         dtype: dtype(opened, &info),
         names: info.names,
         transformer_lens: info.lens_names,
-        shape: info.shape,
+        shape: info.shape.iter().map(ToString::to_string).collect(),
     };
     opened.model.sites().iter().map(listed).collect()
 }
@@ -62,10 +62,16 @@ impl Node {
 }
 
 /// What the tree leaves out.
-const ALIASES: &str = "\
-Each name also works with \"transformer.\" in front; \"transformer\" itself is ln_f. Names on the right are TransformerLens's
+fn aliases(opened: &Opened) -> String {
+    let prefix = opened.config().family.prefix();
+    let base = prefix.trim_end_matches('.');
+    format!(
+        "\
+Each name also works with {prefix:?} in front; {base:?} itself is its last stream. Names on the right are TransformerLens's
 and work too (i is the block), as does blocks.i.hook_resid_pre, the stream before a block; their values are those of its
-from_pretrained_no_processing.";
+from_pretrained_no_processing."
+    )
+}
 
 /// The names as a tree, with shapes and dtypes; blocks that are alike are shown once unless `all`.
 pub fn tree(opened: &Opened, all: bool) -> String {
@@ -91,7 +97,8 @@ pub fn tree(opened: &Opened, all: bool) -> String {
             } else {
                 format!("same as {}", first.strip_prefix(&block).unwrap_or(&first))
             };
-            node.value = Some(Value { shape: format!("[{}]", info.shape.join(", ")), dtype: dtype.clone(), note });
+            let shape: Vec<String> = info.shape.iter().map(ToString::to_string).collect();
+            node.value = Some(Value { shape: format!("[{}]", shape.join(", ")), dtype: dtype.clone(), note });
         }
     }
     let mut rows = Vec::new();
@@ -112,17 +119,26 @@ pub fn tree(opened: &Opened, all: bool) -> String {
             show(block, label, "", &mut rows);
         }
     }
-    let config = opened.config();
+    let architecture = opened.model.architecture();
+    let heads = architecture.layers.first().map_or_else(String::new, |layer| heads(&layer.attention));
     format!(
-        "{}: {} blocks, {} heads of {}, {} positions, {} tokens in the vocabulary\n\n{}\n{ALIASES}",
+        "{}: {} blocks, {heads}, {} positions, {} tokens in the vocabulary\n\n{}\n{}",
         opened.placement(),
-        config.layers(),
-        config.heads,
-        config.d_head(),
-        config.positions,
-        config.vocabulary,
-        table::columns(&rows)
+        architecture.layers.len(),
+        architecture.context,
+        architecture.vocabulary,
+        table::columns(&rows),
+        aliases(opened)
     )
+}
+
+fn heads(attention: &Attention) -> String {
+    let Attention { heads, kv_heads, d_head, .. } = attention;
+    if heads == kv_heads {
+        format!("{heads} heads of {d_head}")
+    } else {
+        format!("{heads} heads of {d_head} on {kv_heads} of keys")
+    }
 }
 
 fn show(node: &Node, label: String, indent: &str, rows: &mut Vec<[String; 4]>) {

@@ -143,7 +143,8 @@ impl Data {
         let folder = flags.data.clone().unwrap_or_else(|| bundled_models().join("word-order"));
         let tokens = opened.need_tokens()?;
         let encode = |path: PathBuf, examples: &[(String, String)], labels: &[String]| {
-            let encoded = data::encode(examples, labels, opened.config().positions, |text| tokens.encode(text));
+            let encoded =
+                data::encode(examples, labels, opened.model.architecture().context, |text| tokens.encode(text));
             encoded.with_context(|| path.display().to_string())
         };
         let held_out_path = folder.join("held-out.tsv");
@@ -178,7 +179,7 @@ fn train(flags: &TrainingFlags, base_learning_rate: Option<f64>, opened: &Opened
         weight_decay: flags.weight_decay,
         seed: flags.seed,
     };
-    let bag = BagOfTokens::new(opened.config().vocabulary, data.labels.len(), device);
+    let bag = BagOfTokens::new(opened.model.architecture().vocabulary, data.labels.len(), device);
     bag.fit(&data.train, &settings)?;
     let baseline = accuracy(&bag, &data.held_out, flags.batch)?;
 

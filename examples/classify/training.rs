@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use transformer_utils::{
     lowmem,
-    models::{Input, Model, Site},
+    models::{Axis, Dimension, Input, Model, Site},
     partial::{Plan, Run},
     tch::{
         Device, Kind, Reduction, Tensor,
@@ -48,10 +48,17 @@ pub fn feature_width(model: &Model, names: &[String]) -> Result<i64> {
     let mut width = 0;
     for name in names {
         let site = model.sites().parse(name)?;
-        let shape = model.sites().iter().find(|info| info.site == site).map(|info| info.shape).unwrap_or_default();
-        width += match &shape[..] {
-            [batch, position, width] if batch == "batch" && position == "position" => width.parse::<i64>()?,
-            _ => bail!("{name} has shape [{}]; features are [batch, position, width]", shape.join(", ")),
+        let shape = model.sites().shape(site);
+        width += match shape[..] {
+            [
+                Dimension { axis: Axis::Batch, .. },
+                Dimension { axis: Axis::Position, .. },
+                Dimension { size: Some(width), .. },
+            ] => width,
+            _ => {
+                let shape: Vec<String> = shape.iter().map(ToString::to_string).collect();
+                bail!("{name} has shape [{}]; features are [batch, position, width]", shape.join(", "))
+            }
         };
     }
     Ok(width)

@@ -102,7 +102,7 @@ fn parse_row(row: &str) -> Result<Vec<i64>> {
 ///
 /// What a run would say, with `row` as its row.
 pub fn check_row(ids: &[i64], row: usize, opened: &Opened) -> models::Result<()> {
-    let (vocabulary, limit) = (opened.config().vocabulary, opened.config().positions);
+    let (vocabulary, limit) = (opened.model.architecture().vocabulary, opened.model.architecture().context);
     if ids.is_empty() {
         return Err(models::Error::EmptyInput);
     }

@@ -26,16 +26,14 @@ fn matches_hugging_face_at_every_name() {
                     row.truncate(mask.iter().sum::<i64>() as usize);
                 }
             }
-            // Hugging Face's own name for the logits is an output's, not a module's.
-            let asked = names.iter().map(|&name| if name == "logits" { "lm_head" } else { name }).collect::<Vec<_>>();
             let [model, out_text] = [&case.folder, &out].map(|path| path.display().to_string());
-            let (ids, asked_text) = (ids(&rows), asked.join(","));
+            let (ids, asked_text) = (ids(&rows), names.join(","));
             let arguments =
                 ["--model", &model, "--dtype", "f32", "--ids", &ids, "--names", &asked_text, "--out", &out_text];
             succeed("activations", &arguments);
             let found = tensors(&out);
-            for ((name, expected), asked) in case.expected(batch).zip(asked) {
-                let error = relative_error(&found[asked], expected);
+            for (name, expected) in case.expected(batch) {
+                let error = relative_error(&found[name], expected);
                 assert!(error <= TOLERANCE, "{} {batch} {name}: relative error {error:.1e}", case.name);
             }
         }

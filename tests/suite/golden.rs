@@ -2,7 +2,7 @@
 
 use transformer_utils::{
     lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
-    models::{Input, KvCache, Model, NoObserver},
+    models::{Error, Input, KvCache, Model, NoObserver, Projections, Residual},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
 };
@@ -26,23 +26,18 @@ fn check(case: &Case, path: &str, name: &str, found: &Tensor, expected: &Tensor)
     assert!(error <= TOLERANCE, "{} {path} {name}: relative error {error:.1e}", case.name);
 }
 
-/// The names under which we know what Hugging Face calls `logits`.
-fn our_name(name: &str) -> &str {
-    if name == "logits" { "lm_head" } else { name }
-}
-
 #[test]
 fn every_site_in_one_full_run() {
     for case in cases() {
         let model = model(&case);
         for batch in ["single", "left", "right"] {
-            let names: Vec<&str> = case.expected(batch).map(|(name, _)| our_name(name)).collect();
+            let names: Vec<&str> = case.expected(batch).map(|(name, _)| name).collect();
             if names.is_empty() {
                 continue;
             }
             let output = partial_forward(&model, &names, &case.input(batch)).unwrap();
             for (name, expected) in case.expected(batch) {
-                check(&case, batch, name, output.get(our_name(name)).unwrap(), expected);
+                check(&case, batch, name, output.get(name).unwrap(), expected);
             }
         }
     }
@@ -53,30 +48,33 @@ fn every_site_in_a_run_of_its_own() {
     for case in cases() {
         let model = model(&case);
         for (name, expected) in case.expected("single") {
-            let run = Run::new(&model, &[our_name(name)]).unwrap();
+            let run = Run::new(&model, &[name]).unwrap();
             let output = run.run(&case.input("single")).unwrap();
-            check(&case, "partial", name, output.get(our_name(name)).unwrap(), expected);
-            let site = model.sites().parse(our_name(name)).unwrap();
+            check(&case, "partial", name, output.get(name).unwrap(), expected);
+            let site = model.sites().parse(name).unwrap();
             assert_eq!(output.blocks_run(), site.blocks_needed(model.config().layers()), "{} {name}", case.name);
         }
     }
 }
 
-/// Queries, keys and values of a block as Hugging Face gives them, split into heads.
-fn heads(case: &Case, batch: &str, block: usize, heads: i64) -> [Tensor; 3] {
-    let module = |name: &str| case.expected.get(&format!("{batch}/transformer.h.{block}.attn.{name}"));
-    let parts = match module("c_attn") {
-        Some(joined) => joined.chunk(3, -1),
-        None => ["q_proj", "k_proj", "v_proj"]
-            .map(|name| module(&format!("attention.{name}")).unwrap().shallow_clone())
-            .into(),
+/// Queries and keys of a block as they enter Hugging Face's scores, `[batch, head, position, d_head]`.
+fn entering(case: &Case, model: &Model, batch: &str, block: usize) -> [Tensor; 2] {
+    let attention = &model.architecture().layers[block].attention;
+    let at = |name: &str| case.at(model, batch, &format!("h.{block}.attn.{name}"));
+    let split = |part: &Tensor| part.reshape([part.size()[0], part.size()[1], -1, attention.d_head]);
+    let [queries, keys] = match (at("q_rot"), at("k_rot"), at("qkv_proj")) {
+        (Some(queries), Some(keys), _) => [queries.shallow_clone(), keys.shallow_clone()],
+        (_, _, Some(joined)) => {
+            let width = attention.query_width();
+            [split(&joined.narrow(-1, 0, width)), split(&joined.narrow(-1, width, attention.key_width()))]
+        }
+        _ => [split(at("q_proj").unwrap()), split(at("k_proj").unwrap())],
     };
-    let split = |part: &Tensor| part.reshape([part.size()[0], part.size()[1], heads, -1]);
-    [split(&parts[0]), split(&parts[1]), split(&parts[2])]
+    [queries.transpose(1, 2), keys.transpose(1, 2)]
 }
 
 #[test]
-fn queries_keys_values_and_scores_are_those_of_the_modules() {
+fn queries_keys_and_scores_are_those_of_the_modules() {
     for case in cases() {
         let model = model(&case);
         for batch in ["single", "left", "right"] {
@@ -84,20 +82,24 @@ fn queries_keys_values_and_scores_are_those_of_the_modules() {
             if !case.expected.contains_key(&format!("{batch}/h.0.attn.pattern")) {
                 continue;
             }
-            for (block, settings) in model.config().blocks.iter().enumerate() {
-                let names = ["q", "k", "v", "scores", "pattern"].map(|name| format!("h.{block}.attn.{name}"));
+            for (block, layer) in model.architecture().layers.iter().enumerate() {
+                let attention = &layer.attention;
+                let ends = if attention.rotary.is_some() { ["q_rot", "k_rot"] } else { ["q", "k"] };
+                let names = [ends[0], ends[1], "scores", "pattern"].map(|name| format!("h.{block}.attn.{name}"));
                 let output = partial_forward(&model, &names, &case.input(batch)).unwrap();
                 let found = |name: &str| output.get(&format!("h.{block}.attn.{name}")).unwrap();
-                let expected = heads(&case, batch, block, model.config().heads);
-                for (name, expected) in ["q", "k", "v"].into_iter().zip(&expected) {
-                    check(&case, batch, &format!("h.{block}.attn.{name}"), found(name), expected);
-                }
+                let [queries, keys] = entering(&case, &model, batch, block);
+                check(&case, batch, &names[0], found(ends[0]), &queries.transpose(1, 2));
+                check(&case, batch, &names[1], found(ends[1]), &keys.transpose(1, 2));
                 let pattern = &case.expected[&format!("{batch}/h.{block}.attn.pattern")];
                 check(&case, batch, &format!("h.{block}.attn.pattern"), found("pattern"), pattern);
                 check(&case, batch, "softmaxed scores", &found("scores").softmax(-1, None), pattern);
                 if batch == "single" {
-                    let [queries, keys, _] = expected.map(|part| part.transpose(1, 2).to_kind(Kind::Double));
-                    let products = queries.matmul(&keys.transpose(-2, -1)) * settings.scale;
+                    let (queries, keys) = (queries.to_kind(Kind::Double), keys.to_kind(Kind::Double));
+                    let keys = keys.repeat_interleave_self_int(attention.heads / attention.kv_heads, 1, None);
+                    let products = queries.matmul(&keys.transpose(-2, -1)) * attention.scale;
+                    let products =
+                        attention.softcap.map_or(products.shallow_clone(), |cap| (products / cap).tanh() * cap);
                     let hidden = found("scores").lt(f64::from(f32::MIN) / 2.0);
                     assert!(found("pattern").masked_select(&hidden).eq(0).all().int64_value(&[]) != 0);
                     let visible = |scores: &Tensor| scores.masked_fill(&hidden, 0);
@@ -108,16 +110,45 @@ fn queries_keys_values_and_scores_are_those_of_the_modules() {
     }
 }
 
+/// What the projections give each head is what is before norms and rotation.
+#[test]
+fn queries_keys_and_values_are_parts_of_the_projections() {
+    for case in cases() {
+        let model = model(&case);
+        for (block, layer) in model.architecture().layers.iter().enumerate() {
+            let attention = &layer.attention;
+            let split = |part: &Tensor| part.reshape([part.size()[0], part.size()[1], -1, attention.d_head]);
+            let at = |name: &str| case.at(&model, "single", &format!("h.{block}.attn.{name}"));
+            let expected = match at("qkv_proj") {
+                Some(joined) if attention.projections == Projections::HeadByHead => {
+                    let heads = joined.reshape([joined.size()[0], joined.size()[1], attention.heads, -1]);
+                    heads.chunk(3, -1)
+                }
+                Some(joined) => {
+                    let (queries, keys) = (attention.query_width(), attention.key_width());
+                    joined.split_with_sizes([queries, keys, keys], -1).iter().map(split).collect()
+                }
+                None => ["q_proj", "k_proj", "v_proj"].iter().map(|name| split(at(name).unwrap())).collect(),
+            };
+            let names = ["q", "k", "v"].map(|name| format!("h.{block}.attn.{name}"));
+            let output = partial_forward(&model, &names, &case.input("single")).unwrap();
+            for (name, expected) in names.iter().zip(&expected) {
+                check(&case, "single", name, output.get(name).unwrap(), expected);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_head_s_result_is_what_it_adds_alone() {
     for case in cases() {
         let model = model(&case);
         let input = case.input("single");
-        let heads = model.config().heads;
+        let heads = model.architecture().layers[0].attention.heads;
         for block in 0..model.config().layers() {
             let [attention, z, result] = ["", ".z", ".result"].map(|end| format!("h.{block}.attn{end}"));
             let output = partial_forward(&model, &[&attention, &result], &input).unwrap();
-            let expected = &case.expected[&format!("single/transformer.{attention}")];
+            let expected = case.at(&model, "single", &attention).unwrap();
             check(&case, "with results", &attention, output.get(&attention).unwrap(), expected);
             // The attention output when only some heads say anything; of none, it is the bias.
             let only = |silent: [std::ops::Range<i64>; 2]| {
@@ -171,13 +202,23 @@ fn a_cache_gives_what_a_full_run_gives() {
         let row = case.ids("single").remove(0);
         for step in [1, 2, row.len().div_ceil(2)] {
             let mut cache = KvCache::new();
-            let pieces: Vec<Tensor> = row
-                .chunks(step)
-                .map(|ids| {
-                    let input = Input::from_rows(&[ids]).unwrap();
-                    model.forward_cached(&input, &mut cache, &mut NoObserver).unwrap().logits.unwrap()
-                })
-                .collect();
+            let cached = |ids: &[i64], cache: &mut KvCache| {
+                let input = Input::from_rows(&[ids]).unwrap();
+                model.forward_cached(&input, cache, &mut NoObserver).map(|outcome| outcome.logits.unwrap())
+            };
+            let mut pieces = Vec::new();
+            for ids in row.chunks(step) {
+                let logits = match cached(ids, &mut cache) {
+                    // Longer texts are rotated otherwise, all of them.
+                    Err(Error::CacheRotation { positions, .. }) => {
+                        cache = KvCache::new();
+                        pieces.clear();
+                        cached(&row[..positions as usize + ids.len()], &mut cache).unwrap()
+                    }
+                    logits => logits.unwrap(),
+                };
+                pieces.push(logits);
+            }
             let found = Tensor::cat(&pieces, 1);
             check(&case, &format!("cached by {step}"), "logits", &found, &case.expected["single/logits"]);
         }
@@ -190,6 +231,14 @@ fn a_run_from_the_middle_gives_what_a_full_run_gives() {
         let model = model(&case);
         for block in 0..model.config().layers() {
             for name in [format!("h.{block}.resid_mid"), format!("h.{block}")] {
+                if model.architecture().layers[block].residual == Residual::Parallel && name.ends_with("resid_mid") {
+                    assert!(
+                        matches!(model.sites().parse(&name), Err(Error::AbsentSite { .. })),
+                        "{} {name}",
+                        case.name
+                    );
+                    continue;
+                }
                 let output = partial_forward(&model, &[&name], &case.input("single")).unwrap();
                 let site = model.sites().parse(&name).unwrap();
                 let rest = Input::stream(site, output.get(&name).unwrap().shallow_clone());

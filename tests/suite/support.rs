@@ -15,12 +15,14 @@ pub struct Case {
     pub folder: PathBuf,
     pub json: Value,
     pub expected: HashMap<String, Tensor>,
-    bf16: Value,
+    source: PathBuf,
 }
 
-/// All cases; a case whose `case.json` says `same_as` has the expectations of the other.
+/// All cases; a case whose `case.json` says `same_as` has the expectations of the other. Another folder of cases takes their
+/// place where `TRANSFORMER_UTILS_CASES` says so: `tests/golden/README.md`.
 pub fn cases() -> Vec<Case> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let root = std::env::var_os("TRANSFORMER_UTILS_CASES").map_or_else(own, PathBuf::from);
     let mut folders: Vec<PathBuf> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.retain(|folder| folder.join("case.json").is_file());
     folders.sort();
@@ -29,14 +31,15 @@ pub fn cases() -> Vec<Case> {
 }
 
 fn case(root: &Path, folder: PathBuf) -> Case {
-    let read = |folder: &Path, file: &str| -> Value {
-        serde_json::from_str(&fs::read_to_string(folder.join(file)).unwrap()).unwrap()
-    };
     let own = read(&folder, "case.json");
     let source = own.get("same_as").map_or_else(|| folder.clone(), |other| root.join(other.as_str().unwrap()));
     let name = folder.file_name().unwrap().to_string_lossy().into_owned();
     let expected = tensors(&source.join("expected.safetensors"));
-    Case { name, json: read(&source, "case.json"), expected, bf16: read(&source, "bf16.json"), folder }
+    Case { name, json: read(&source, "case.json"), expected, source, folder }
+}
+
+fn read(folder: &Path, file: &str) -> Value {
+    serde_json::from_str(&fs::read_to_string(folder.join(file)).unwrap()).unwrap()
 }
 
 impl Case {
@@ -46,8 +49,8 @@ impl Case {
     }
 
     /// How exact Hugging Face's bf16 run is: `contexts`, and the error of each site.
-    pub fn bf16(&self) -> &Value {
-        &self.bf16
+    pub fn bf16(&self) -> Value {
+        read(&self.source, "bf16.json")
     }
 
     pub fn model(&self, options: &LoadOptions) -> Model {
@@ -71,6 +74,12 @@ impl Case {
             input = input.position_ids(tensor(&matrix(positions)));
         }
         input
+    }
+
+    /// What Hugging Face gives at a site, under whatever name.
+    pub fn at(&self, model: &Model, batch: &str, site: &str) -> Option<&Tensor> {
+        let site = model.sites().parse(site).ok()?;
+        self.expected(batch).find(|(name, _)| model.sites().parse(name).ok() == Some(site)).map(|(_, value)| value)
     }
 
     /// What Hugging Face gives at every name of `batch`.

@@ -40,7 +40,7 @@ fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
     let folder = root().join("tests/golden/tuned_lens");
     let tuned = tuned_lens::open(&folder).unwrap();
     let expected = support::tensors(&folder.join("expected.safetensors"));
-    let vocabulary = model.config().vocabulary as usize;
+    let vocabulary = model.architecture().vocabulary as usize;
     let options = LensOptions { measures: vec![Measure::Logits], top_k: vocabulary, ..LensOptions::default() };
     let table = table(&Lens::new(&model, options).unwrap().tuned(&tuned).unwrap(), &case.ids("single")[0]);
     assert_eq!(table.rows.len(), tuned.layers() + 1);
@@ -159,7 +159,7 @@ fn gradients_lower_the_divergence() {
     let stream = output.get("input").unwrap().squeeze_dim(0);
     let own = output.get("lm_head").unwrap().squeeze_dim(0).log_softmax(-1, Kind::Float);
     let unembedding = model.unembedding().unwrap();
-    let norm = model.final_norm().unwrap();
+    let norm = model.tail().unwrap();
     let loss = || lens.divergence(&norm, 0, &stream, &own, &unembedding).unwrap();
     assert_eq!(loss().size(), [4]);
     let leaves = lens.trainable().unwrap().remove(0);

@@ -165,7 +165,7 @@ fn main() -> Result<()> {
         repeats: flags.repeats,
         private_at_start: private,
     };
-    let limit = bench.model.config().positions;
+    let limit = bench.model.architecture().context;
     for (flag, tokens) in bench.lengths.iter().map(|length| ("lengths", *length)).chain([("tokens", bench.tokens)]) {
         ensure!((1..=limit).contains(&tokens), "--{flag} {tokens}: the model reads 1 to {limit}");
     }
@@ -268,7 +268,7 @@ impl Bench {
 
     /// The token ids that `cargo xtask bench` gives the programs, wrapped round where the vocabulary is small.
     fn ids(&self, count: i64) -> Vec<i64> {
-        (0..count).map(|index| (1000 + 23 * index) % self.model.config().vocabulary).collect()
+        (0..count).map(|index| (1000 + 23 * index) % self.model.architecture().vocabulary).collect()
     }
 
     fn input(&self, count: i64) -> Result<Input> {
@@ -377,7 +377,7 @@ impl Bench {
     fn generate(&self) -> Result<Vec<Figure>> {
         let prompt = self.ids(self.tokens);
         let [cached, uncached] = self.new_tokens[..] else { return Err(anyhow!("--new-tokens takes two numbers")) };
-        let context = self.model.config().positions;
+        let context = self.model.architecture().context;
         for new in [cached, uncached] {
             let asked = self.tokens + new as i64;
             ensure!(asked <= context, "--tokens and --new-tokens: {asked} in all, the model reads {context}");
@@ -572,7 +572,7 @@ impl Bench {
 
     /// What the lens costs after the model has run, for five positions of a long prompt and for five tokens.
     fn positions(&self) -> Result<Vec<Figure>> {
-        let limit = self.model.config().positions;
+        let limit = self.model.architecture().context;
         let long = self.ids(limit.min(1024));
         let first = 40.min(long.len().saturating_sub(5));
         let few = 5.min(long.len());

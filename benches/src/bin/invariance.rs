@@ -126,7 +126,7 @@ fn column(folder: &Path, dtype: Dtype, tokens: usize) -> Result<Vec<String>> {
     };
     let model = open(Residency::Auto)?;
     let with = |numerics| Ok::<_, anyhow::Error>(open(Residency::Auto)?.with_numerics(numerics));
-    let vocabulary = model.config().vocabulary;
+    let vocabulary = model.architecture().vocabulary;
     // Any ids do: what is compared is the same text with itself.
     let text: Vec<i64> = (0..tokens as i64).map(|place| (place * place * 31 + place * 7 + 3) % vocabulary).collect();
     let alone = whole(&model, &text)?;
@@ -206,7 +206,7 @@ fn watched(model: &Model, text: &[i64], replaced: bool) -> Result<Seen> {
 
 /// The text in the middle of a batch, with mates that many tokens longer.
 fn batch(model: &Model, text: &[i64], longer: &[usize], left: bool) -> Result<Seen> {
-    let vocabulary = model.config().vocabulary;
+    let vocabulary = model.architecture().vocabulary;
     let mate = |&more: &usize| -> Vec<i64> {
         (0..(text.len() + more) as i64).map(|place| (place * 13 + more as i64 + 1) % vocabulary).collect()
     };
@@ -250,7 +250,7 @@ fn pieces(model: &Model, text: &[i64], size: usize) -> Result<Seen> {
 /// Ranks as the lens has them, from the streams of the rows (`[position, d_model]`) and the logits, which come last.
 fn seen(model: &Model, mut taken: Vec<Tensor>) -> Result<Seen> {
     let logits = taken.pop().context("no logits")?.f_to_kind(Kind::Float)?;
-    let (norm, unembedding) = (model.final_norm()?, model.unembedding()?);
+    let (norm, unembedding) = (model.tail()?, model.unembedding()?);
     let own = logits.f_argmax(-1, true)?;
     let mut ranks = Vec::new();
     for stream in &taken {

@@ -1,6 +1,6 @@
 //! The tail of the model that turns a stream into logits.
 
-use models::{Input, Model, Point, Site};
+use models::{Input, Model, Point, Residual, Site, Stage};
 use partial::Run;
 use tch::Tensor;
 
@@ -41,14 +41,14 @@ impl Decoder {
         let (mut steps, mut tail) = (Vec::<Step>::new(), Vec::new());
         for name in names {
             let site = model.sites().parse(name)?;
-            if site == Site::FINAL_NORM || site == Site::LOGITS {
+            if site.stage == Stage::Head {
                 tail.push(site);
                 continue;
             }
             if !tail.is_empty() {
                 return Err(fail(name, "it comes after the final norm; blocks come first, in their order"));
             }
-            let models::Stage::Block(block) = site.stage else {
+            let Stage::Block(block) = site.stage else {
                 return Err(fail(name, "expected a block (h.47) or one of its halves (h.47.attn, h.47.mlp)"));
             };
             let step = match site.point {
@@ -57,12 +57,21 @@ impl Decoder {
                 Point::MlpOutput => Step::Mlp(block),
                 _ => return Err(fail(name, "expected a block (h.47) or one of its halves (h.47.attn, h.47.mlp)")),
             };
+            let layer = model.architecture().layers.get(block);
+            if step != Step::Block(block) && layer.is_some_and(|layer| layer.residual == Residual::Parallel) {
+                return Err(Error::ParallelBlock { block });
+            }
             if steps.last().is_some_and(|last| last.span().1 > step.span().0) {
                 return Err(fail(name, "it is out of order; name the decoder's blocks in the order in which they run"));
             }
             steps.push(step);
         }
-        if tail == [Site::FINAL_NORM, Site::LOGITS] {
+        // What is not named, a projection or a softcap, is there all the same; a final norm that the model lacks need not be
+        // named.
+        let ends = matches!(tail.last(), Some(&Site::LOGITS | &Site::UNCAPPED_LOGITS));
+        let begins = tail.first() == Some(&Site::FINAL_NORM) || model.architecture().final_norm.is_none();
+        let ordered = tail.iter().zip(tail.iter().skip(1)).all(|(first, next)| model.sites().is_after(*next, *first));
+        if begins && ends && ordered {
             Ok(Self { steps })
         } else {
             let last = names.last().map_or("", String::as_str);

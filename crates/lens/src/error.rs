@@ -44,6 +44,15 @@ pub enum Error {
         /// Why not, and what is expected.
         problem: String,
     },
+    /// The halves of a parallel block cannot be decoded apart.
+    #[error(
+        "block {block} is parallel: attention and MLP read the same stream, and both are added to it at once, so there is no \
+         stream between them to decode; decode whole blocks"
+    )]
+    ParallelBlock {
+        /// The first such block.
+        block: usize,
+    },
     /// Every row was skipped or is part of the decoder.
     #[error("no row is left to decode; show the input, or take blocks out of the decoder")]
     NoRows,

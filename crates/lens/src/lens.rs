@@ -115,7 +115,7 @@ impl<'a> Lens<'a> {
     /// [`Error::Decoder`], [`Error::BlockStep`], [`Error::NoRows`], [`Error::NoMeasure`], [`Error::TrackedToken`],
     /// [`Error::TopK`], and unknown names.
     pub fn new(model: &'a Model, options: LensOptions) -> Result<Self> {
-        let vocabulary = model.config().vocabulary;
+        let vocabulary = model.architecture().vocabulary;
         if options.measures.is_empty() && options.tracked.is_empty() {
             return Err(Error::NoMeasure);
         }
@@ -126,7 +126,7 @@ impl<'a> Lens<'a> {
             return Err(Error::TopK { asked: options.top_k, vocabulary });
         }
         let decoder = Decoder::parse(model, &options.decoder)?;
-        let rows = options.rows.plan(model.config().layers(), &decoder)?;
+        let rows = options.rows.plan(model.architecture(), &decoder)?;
         Ok(Self { model, options, decoder, rows, tuned: None })
     }
 
@@ -264,7 +264,7 @@ impl<'a> Lens<'a> {
         else {
             return Ok(());
         };
-        let (kind, width) = (self.model.parts().dtype().kind(), self.model.config().d_model);
+        let (kind, width) = (self.model.parts().dtype().kind(), self.model.architecture().embedding.width);
         let positions: Vec<usize> = prompts.iter().flat_map(|prompt| prompt.positions.clone()).collect();
         for (column, &position) in positions.iter().enumerate() {
             let cell = row * positions.len() + column;

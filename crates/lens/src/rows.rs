@@ -1,6 +1,6 @@
 //! Which places of a model become rows.
 
-use models::{Point, Site};
+use models::{Architecture, Point, Residual, Site};
 
 use crate::{
     Error,
@@ -38,9 +38,14 @@ pub(crate) struct RowPlan {
 
 impl RowOptions {
     /// The rows in the order in which they run, without those that are part of the decoder.
-    pub(crate) fn plan(&self, layers: usize, decoder: &Decoder) -> Result<Vec<RowPlan>> {
+    pub(crate) fn plan(&self, architecture: &Architecture, decoder: &Decoder) -> Result<Vec<RowPlan>> {
         if self.block_step == 0 {
             return Err(Error::BlockStep);
+        }
+        let layers = architecture.layers.len();
+        let parallel = architecture.layers.iter().position(|layer| layer.residual == Residual::Parallel);
+        if let Some(block) = parallel.filter(|_| self.subblocks) {
+            return Err(Error::ParallelBlock { block });
         }
         let mut rows = Vec::new();
         if self.input {
@@ -48,20 +53,20 @@ impl RowOptions {
         }
         let last = layers.saturating_sub(1);
         let stepped = |block: &usize| block.is_multiple_of(self.block_step) || (self.force_output && *block == last);
-        for block in (0..layers).filter(stepped) {
+        for (block, layer) in architecture.layers.iter().enumerate().filter(|(block, _)| stepped(block)) {
             let row =
                 |suffix: &str, point| RowPlan { name: format!("h.{block}{suffix}"), site: Site::block(block, point) };
             let whole = decoder.steps.contains(&Step::Block(block));
             let attention = whole || decoder.steps.contains(&Step::Attention(block));
             let mlp = whole || decoder.steps.contains(&Step::Mlp(block));
             if self.contributions && !attention {
-                rows.push(row(".attn.added", Point::AttentionOutput));
+                rows.push(row(".attn.added", layer.attention_added()));
             }
             if self.subblocks && !attention {
                 rows.push(row(".attn", Point::ResidMid));
             }
             if self.contributions && !mlp {
-                rows.push(row(".mlp.added", Point::MlpOutput));
+                rows.push(row(".mlp.added", layer.mlp_added()));
             }
             // A decoder that holds a part of the block holds what comes after that part.
             if !attention && !mlp {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use models::{FinalNorm, Input, Model, Site};
+use models::{Input, Model, Site, Tail};
 use partial::{Plan, Run};
 use tch::{Kind, TchError, Tensor};
 
@@ -24,7 +24,7 @@ impl Chosen<'_> {
 /// The streams of every row at the chosen positions, those of the prompts side by side.
 pub(crate) struct RowStreams<'a> {
     /// Held for the run, so that streamed weights are read once however many stacks there are.
-    norm: FinalNorm,
+    tail: Tail,
     /// Translators, and the layer each row belongs to.
     tuned: Option<&'a TunedLens>,
     layers: Vec<Option<usize>>,
@@ -74,8 +74,8 @@ impl<'a> RowStreams<'a> {
             let parts = prompts.iter().enumerate().map(|(at, prompt)| part(capture, at, prompt.positions.clone()));
             side_by_side(&parts.collect::<Result<Vec<_>, _>>()?)
         };
-        let norm = model.final_norm()?;
-        let own = norm.apply(&beside(output.get(&reference)?).map_err(&at)?, model.parts().dtype().kind())?;
+        let tail = model.tail()?;
+        let own = tail.apply(&beside(output.get(&reference)?).map_err(&at)?, model.parts().dtype().kind())?;
         let own = own.f_to_kind(Kind::Float).map_err(&at)?;
         let captures = sites.iter().map(|site| output.get(site)).collect::<partial::Result<Vec<_>>>()?;
         let rows = if decoder.steps.is_empty() {
@@ -104,7 +104,7 @@ impl<'a> RowStreams<'a> {
             decoded.iter().map(|parts| side_by_side(parts)).collect::<Result<Vec<_>, _>>().map_err(&at)?
         };
         let layers = plans.iter().map(|row| tuned.and_then(|tuned| tuned.layer(row.site))).collect();
-        Ok(Self { norm, tuned, layers, rows, reference: own })
+        Ok(Self { tail, tuned, layers, rows, reference: own })
     }
 }
 
@@ -118,10 +118,11 @@ fn side_by_side(parts: &[Tensor]) -> Result<Tensor, TchError> {
 
 /// How many rows of `length` positions the decoder's blocks may run over together.
 fn rows_at_once(model: &Model, length: usize, memory: u64) -> usize {
-    let config = model.config();
-    // In a block live at once: the hidden layer before and after its non-linearity; the stream, its norm, queries, keys,
-    // values, and what attention makes of them.
-    let width = 2 * config.d_mlp + 8 * config.d_model;
+    let architecture = model.architecture();
+    // In a block live at once: the hidden layer before and after its non-linearity, and its gate; the stream, its norm,
+    // queries, keys, values, and what attention makes of them.
+    let of_layer = |layer: &models::Layer| 3 * layer.mlp.d_mlp + 4 * layer.attention.query_width();
+    let width = architecture.layers.iter().map(of_layer).max().unwrap_or(0) + 4 * architecture.d_model;
     let row = 4 * width.max(1) as u64 * length.max(1) as u64;
     (memory / row).max(1) as usize
 }
@@ -147,6 +148,6 @@ impl Streams for RowStreams<'_> {
             });
         }
         let streams = Tensor::f_stack(&streams, 0).map_err(&at)?;
-        Ok(self.norm.apply(&streams, Kind::Float)?)
+        Ok(self.tail.apply(&streams, Kind::Float)?)
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, fmt};
 
-use models::{Factor, FinalNorm, Model, Site};
+use models::{Factor, Model, Site, Tail, Unembedding};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Reduction, TchError, Tensor};
 
@@ -88,7 +88,7 @@ impl TunedLensConfig {
     pub fn of(name: &str, model: &Model) -> Result<Self> {
         Ok(Self {
             base_model_name_or_path: name.to_owned(),
-            d_model: model.config().d_model,
+            d_model: model.architecture().d_model,
             num_hidden_layers: model.config().layers(),
             bias: true,
             base_model_revision: None,
@@ -136,9 +136,9 @@ fn hash(model: &Model) -> Result<Option<String>> {
     if model.parts().dtype().kind() != Kind::Float {
         return Ok(None);
     }
-    let vocabulary = model.config().vocabulary;
+    let vocabulary = model.architecture().vocabulary;
     let rows = model.unembedding_rows(&Tensor::f_from_slice(&shown(vocabulary)).map_err(torch)?)?;
-    unembedding_hash(&rows, vocabulary).map_err(torch)
+    unembedding_hash(rows.weight(), vocabulary).map_err(torch)
 }
 
 impl fmt::Debug for TunedLens {
@@ -233,15 +233,14 @@ impl TunedLens {
     ///
     /// [`Error::TunedLens`] that says what differs.
     pub fn check(&self, model: &Model) -> Result<()> {
-        let (config, mine) = (model.config(), &self.config);
+        let (layers, d_model) = (model.config().layers(), model.architecture().d_model);
+        let mine = &self.config;
         let name = &mine.base_model_name_or_path;
-        if (mine.num_hidden_layers, mine.d_model) != (config.layers(), config.d_model) {
+        if (mine.num_hidden_layers, mine.d_model) != (layers, d_model) {
             return refuse(format!(
-                "the translators were made for another model ({name}: {} layers of width {}); this one has {} of width {}",
-                mine.num_hidden_layers,
-                mine.d_model,
-                config.layers(),
-                config.d_model
+                "the translators were made for another model ({name}: {} layers of width {}); this one has {layers} of width \
+                 {d_model}",
+                mine.num_hidden_layers, mine.d_model
             ));
         }
         match (&mine.unembed_hash, hash(model)?) {
@@ -289,23 +288,23 @@ impl TunedLens {
     /// KL(final || lens) in nats at each position, `[position]` in f32; gradients flow to the translators.
     ///
     /// `stream` is the value at [`TunedLens::site`] of the layer (`[position, d_model]`), `own` the logarithms of the model's
-    /// own probabilities (`[position, vocabulary]`), `norm` the model's final norm, `unembedding` its matrix in f32
-    /// (`[vocabulary, d_model]`): callers use both many times.
+    /// own probabilities (`[position, vocabulary]`), `tail` what comes between the model's last block and its unembedding,
+    /// `unembedding` that in f32: callers use both many times.
     ///
     /// # Errors
     ///
     /// As [`TunedLens::translate`], and whatever the final norm refuses.
     pub fn divergence(
         &self,
-        norm: &FinalNorm,
+        tail: &Tail,
         layer: usize,
         stream: &Tensor,
         own: &Tensor,
-        unembedding: &Tensor,
+        unembedding: &Unembedding,
     ) -> Result<Tensor> {
-        let normed = norm.apply(&self.translate(layer, stream)?, Kind::Float)?;
+        let normed = tail.apply(&self.translate(layer, stream)?, Kind::Float)?;
         let divergence = || {
-            let logits = normed.f_linear(unembedding, None::<&Tensor>)?;
+            let logits = unembedding.logits(&Factor::new(&normed)?)?;
             let row = logits.f_log_softmax(-1, Kind::Float)?;
             row.f_kl_div(own, Reduction::None, true)?.f_sum_dim_intlist([-1].as_slice(), false, Kind::Float)
         };

@@ -37,7 +37,7 @@
 
 use std::ops::Range;
 
-use models::Factor;
+use models::{Factor, Unembedding};
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{Error, error::Result};
@@ -133,16 +133,16 @@ pub(crate) trait Streams {
     fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor>;
 }
 
-/// Measures `streams` against the model's own, `[position, d_model]` in f32, through `unembedding`, `[vocabulary, d_model]`.
+/// Measures `streams` against the model's own, `[position, d_model]` in f32, through `unembedding`.
 pub(crate) fn measure(
     streams: &impl Streams,
     reference: &Tensor,
-    unembedding: &Tensor,
+    unembedding: &Unembedding,
     wanted: &Wanted,
 ) -> Result<Measured> {
     let at = |source| Error::Torch { at: "unembedding the rows", source };
     let (rows, positions) = (streams.rows(), streams.positions());
-    let vocabulary = unembedding.size2().map_err(at)?.0;
+    let vocabulary = unembedding.vocabulary();
     // A quarter of the memory for the model's own distribution, the rest for slices.
     let own = (wanted.memory / 4 / (12 * vocabulary.max(1) as u64)).clamp(1, positions.max(1) as u64) as i64;
     let mut groups = Vec::new();
@@ -189,13 +189,18 @@ fn slices(vocabulary: i64, streams: i64, memory: u64) -> Vec<Range<i64>> {
 }
 
 /// Streams in the dtype of the unembedding, as the products take them.
-fn rounded(streams: &Tensor, unembedding: &Tensor) -> Result<Tensor, TchError> {
-    streams.f_to_kind(unembedding.f_kind()?)?.f_contiguous()
+fn rounded(streams: &Tensor, unembedding: &Unembedding) -> Result<Tensor, TchError> {
+    streams.f_to_kind(unembedding.kind()?)?.f_contiguous()
 }
 
 impl Final {
     /// For `streams`, `[position, d_model]`.
-    fn new(streams: &Tensor, unembedding: &Tensor, slices: &[Range<i64>], wanted: &Wanted) -> Result<Self, TchError> {
+    fn new(
+        streams: &Tensor,
+        unembedding: &Unembedding,
+        slices: &[Range<i64>],
+        wanted: &Wanted,
+    ) -> Result<Self, TchError> {
         let streams = rounded(streams, unembedding)?;
         let products = Products::new(&streams, widest(slices))?;
         let count = streams.size2()?.0;
@@ -216,7 +221,7 @@ impl Final {
         let log_normaliser = log_sums.f_logsumexp([0].as_slice(), false)?;
         let log_masses = log_sums.f_sub(&log_normaliser)?.f_unbind(0)?;
         let whole = |((below, weights, sum), log_mass)| FinalSlice { below, weights, sum, log_mass };
-        let directions = unembedding.f_index_select(0, &highest.place)?.f_to_kind(Kind::Float)?;
+        let directions = unembedding.weight().f_index_select(0, &highest.place)?.f_to_kind(Kind::Float)?;
         let terms = directions.f_mul(&streams)?;
         let norm = |power: f64| terms.f_norm_scalaropt_dim(power, [-1].as_slice(), false);
         Ok(Self {
@@ -273,7 +278,7 @@ struct Stack<'a> {
     streams: Tensor,
     rows: i64,
     positions: i64,
-    unembedding: &'a Tensor,
+    unembedding: &'a Unembedding,
     slices: &'a [Range<i64>],
     reference: &'a Final,
     wanted: &'a Wanted,
@@ -346,8 +351,7 @@ impl Stack<'_> {
         let mut columns = ids.to_vec();
         columns.resize(columns.len().max(COLUMNS), columns.first().copied().unwrap_or(0));
         let columns = Tensor::f_from_slice(&columns)?.f_to_device(self.device())?;
-        let directions = self.unembedding.f_index_select(0, &columns)?;
-        let logits = products.factor.times_transposed(&directions, None)?.f_to_kind(Kind::Float)?;
+        let logits = self.unembedding.select(&columns)?.logits(&products.factor)?.f_to_kind(Kind::Float)?;
         logits.f_view([self.rows, self.positions, -1])?.f_narrow(2, 0, ids.len() as i64)
     }
 
@@ -531,9 +535,9 @@ impl<'a> Products<'a> {
     }
 
     /// Logits of one slice, `[n, slice]`, in f32.
-    fn logits(&self, unembedding: &Tensor, slice: &Range<i64>) -> Result<Tensor, TchError> {
+    fn logits(&self, unembedding: &Unembedding, slice: &Range<i64>) -> Result<Tensor, TchError> {
         let width = slice.end - slice.start;
-        let products = self.factor.times_transposed(&unembedding.f_narrow(0, slice.start, width)?, None)?;
+        let products = unembedding.slice(slice)?.logits(&self.factor)?;
         let Some(buffer) = &self.logits else { return Ok(products) };
         let mut logits = self.part(buffer, width)?;
         logits.f_copy_(&products)?;
@@ -705,6 +709,7 @@ mod tests {
 
     fn check(logits: &Tensor, memory: u64) -> [f64; 3] {
         let (streams, unembedding) = streams_of(logits);
+        let unembedding = Unembedding::new(unembedding, None, None);
         let found = measure(&streams, &streams.0[0], &unembedding, &everything(memory)).unwrap();
         let [kl, reverse, entropy] = exact(logits);
         let positions = streams.positions() as usize;
@@ -748,7 +753,8 @@ mod tests {
             let streams = Given(rows.to_kind(Kind::Float).unbind(0));
             let next: Vec<i64> = (0..20).map(|position| position * 97).collect();
             let wanted = Wanted { next: Some(next.clone()), tracked: vec![3, 2999], ..everything(1 << 20) };
-            let found = measure(&streams, &streams.0[0], &unembedding, &wanted).unwrap();
+            let head = Unembedding::new(unembedding.shallow_clone(), None, None);
+            let found = measure(&streams, &streams.0[0], &head, &wanted).unwrap();
             // As a forward does it: one product with the whole of the unembedding.
             let logits = Factor::new(&rows).unwrap().times_transposed(&unembedding, None).unwrap().to_kind(Kind::Float);
             let of = |ids: &Tensor| logits.gather(2, &ids.view([1, -1, 1]).expand([4, 20, 1], false), false);

@@ -13,7 +13,7 @@ pub struct CacheLayout {
     pub layers: usize,
     /// Rows of the batch.
     pub batch: i64,
-    /// Attention heads of a block.
+    /// Key heads of a block.
     pub heads: i64,
     /// Width of one head.
     pub d_head: i64,
@@ -42,6 +42,8 @@ pub struct KvCache {
     layout: Option<CacheLayout>,
     blocks: Vec<Option<Block>>,
     length: i64,
+    /// Which way its keys were rotated.
+    way: i64,
 }
 
 #[derive(Debug)]
@@ -65,6 +67,14 @@ impl KvCache {
     /// Whether no position has been run.
     pub fn is_empty(&self) -> bool {
         self.length == 0
+    }
+
+    /// Refuses a run, to a text of `length` positions, that rotates its keys otherwise than those it holds.
+    pub(crate) fn turn(&mut self, way: i64, length: i64) -> Result<()> {
+        if self.is_empty() {
+            self.way = way;
+        }
+        if self.way == way { Ok(()) } else { Err(Error::CacheRotation { positions: self.length, length }) }
     }
 
     /// Bytes held, room for further positions included.

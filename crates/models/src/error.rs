@@ -85,6 +85,14 @@ pub enum Error {
         /// The names most like it.
         nearest: Vec<String>,
     },
+    /// A name that other models have.
+    #[error("{name:?} is not in this model: {reason}")]
+    AbsentSite {
+        /// The name as asked.
+        name: String,
+        /// Why, and what to ask for instead.
+        reason: String,
+    },
     /// A module that only holds others and has no output.
     #[error("{name:?} holds other modules and has no output of its own; ask for one of them: {}", .inside.join(", "))]
     Container {
@@ -127,11 +135,13 @@ pub enum Error {
         limit: i64,
     },
     /// A position id that the position embedding has no row for.
-    #[error("position id {id} is outside 0..{limit}")]
+    #[error("position id {id} is outside {first}..{limit}")]
     PositionOutOfRange {
         /// The id.
         id: i64,
-        /// Positions the model has.
+        /// The first position the model has: 0, but where padding has positions of its own.
+        first: i64,
+        /// One past its last.
         limit: i64,
     },
     /// A run can only start from the residual stream.
@@ -155,6 +165,17 @@ pub enum Error {
     CachedStart {
         /// Where it was to start.
         site: String,
+    },
+    /// The cache holds keys that were rotated for shorter texts: this model rotates all positions otherwise when a text is longer.
+    #[error(
+        "the cache holds {positions} positions whose keys were rotated for shorter texts than this one, of {length}; start with an \
+         empty cache"
+    )]
+    CacheRotation {
+        /// Positions in the cache.
+        positions: i64,
+        /// Positions of the text.
+        length: i64,
     },
     /// The cache has no keys and values of a block.
     #[error("the cache has {positions} positions, but nothing of block {block}")]

@@ -168,6 +168,8 @@ struct Run<'a> {
     cache: KvCache,
     /// What the next step runs over, rows of one length.
     pending: Vec<Vec<i64>>,
+    /// What the steps before ran over.
+    read: Vec<Vec<i64>>,
 }
 
 impl<'a> Run<'a> {
@@ -179,7 +181,7 @@ impl<'a> Run<'a> {
         let config = model.config();
         let end_tokens = options.end_tokens.as_ref().unwrap_or(&config.end_tokens);
         // A config may name an end token that its vocabulary lacks (GPT-2's default in a tiny model); it never comes.
-        let known = |id: &&i64| (0..config.vocabulary).contains(*id);
+        let known = |id: &&i64| (0..config.architecture.vocabulary).contains(*id);
         let pad_token = options.pad_token.or_else(|| end_tokens.iter().find(known).copied()).unwrap_or(0);
         if !known(&&pad_token) {
             let found = pad_token.to_string();
@@ -197,11 +199,29 @@ impl<'a> Run<'a> {
             endings: vec![None; prompts.len()],
             cache: KvCache::new(),
             pending: prompts.iter().map(pad).collect(),
+            read: vec![Vec::new(); prompts.len()],
         })
     }
 
     /// Runs the pending columns and gives the logits after the last one, each row's on the CPU.
     fn next_logits(&mut self) -> Result<Vec<Vec<f64>>> {
+        let logits = match self.run_pending() {
+            // All positions are rotated otherwise from here on: they are run again.
+            Err(Error::CacheRotation { .. }) => {
+                self.cache = KvCache::new();
+                let read = std::mem::take(&mut self.read);
+                self.pending =
+                    read.into_iter().zip(&self.pending).map(|(read, new)| [read, new.clone()].concat()).collect();
+                self.read = vec![Vec::new(); self.pending.len()];
+                self.run_pending()?
+            }
+            logits => logits?,
+        };
+        self.read.iter_mut().zip(&self.pending).for_each(|(read, new)| read.extend(new));
+        Ok(logits)
+    }
+
+    fn run_pending(&mut self) -> Result<Vec<Vec<f64>>> {
         let columns = self.cache.len() + self.pending.first().map_or(0, Vec::len) as i64;
         let mut input = Input::from_rows(&self.pending)?.logits_at(LogitsAt::Last);
         let width = self.prompts.iter().max().copied().unwrap_or(0);
@@ -222,7 +242,7 @@ impl<'a> Run<'a> {
             Ok(values)
         };
         let values = read().map_err(Error::torch("the logits of the last position"))?;
-        Ok(values.chunks(self.model.config().vocabulary as usize).map(<[f64]>::to_vec).collect())
+        Ok(values.chunks(self.model.architecture().vocabulary as usize).map(<[f64]>::to_vec).collect())
     }
 
     /// `[batch, columns]`, zero where a prompt of width `width` was padded.
@@ -243,7 +263,7 @@ impl<'a> Run<'a> {
         step: usize,
         on_token: &mut impl FnMut(NewToken) -> ControlFlow<()>,
     ) -> Result<()> {
-        let full = self.cache.len() >= self.model.config().positions;
+        let full = self.cache.len() >= self.model.architecture().context;
         let mut stopped = false;
         self.pending.clear();
         for (index, mut logits) in logits.into_iter().enumerate() {

@@ -102,7 +102,8 @@ impl Input {
         self
     }
 
-    /// Rows of the position embedding, `[batch or 1, position]`; by default counted from the first column.
+    /// Positions of the tokens, `[batch or 1, position]`; by default counted from the first column (in OPT, from the first
+    /// token of each row).
     pub fn position_ids(mut self, positions: Tensor) -> Self {
         self.position_ids = Some(positions);
         self
@@ -138,7 +139,8 @@ impl Input {
     /// [`Error::InputShape`] for a mask that does not fit, [`Error::Torch`].
     pub fn attended(&self, site: Site) -> Result<Option<Tensor>> {
         let Some(mask) = &self.attention_mask else { return Ok(None) };
-        if site == Site::LOGITS && self.logits_at == LogitsAt::Last {
+        let unembeds = matches!(site, Site::LOGITS | Site::UNCAPPED_LOGITS | Site::PROJECTED);
+        if unembeds && self.logits_at == LogitsAt::Last {
             return Ok(None);
         }
         let shape = self.shape();
@@ -172,7 +174,7 @@ pub(crate) struct Checked {
     /// Token ids on the CPU, `[batch, position]`, unless the run starts in the middle.
     pub(crate) ids: Option<Tensor>,
     /// Position ids on the CPU, `[batch or 1, position]`.
-    pub(crate) position_ids: Option<Tensor>,
+    pub(crate) position_ids: Tensor,
     /// `[batch, cached and new positions]`, true where a token may be attended to; absent when all may.
     pub(crate) attended: Option<Tensor>,
     pub(crate) batch: i64,
@@ -181,7 +183,12 @@ pub(crate) struct Checked {
 
 pub(crate) struct Limits {
     pub(crate) vocabulary: i64,
-    pub(crate) positions: i64,
+    /// How many positions there are rows for; `None` where they are not learned.
+    pub(crate) positions: Option<i64>,
+    /// The least position that there is a row for.
+    pub(crate) first_position: i64,
+    /// Whether positions count the tokens of a padded row, rather than its columns, where nothing else is asked for.
+    pub(crate) count_tokens: bool,
     pub(crate) d_model: i64,
     pub(crate) cached: i64,
     pub(crate) device: Device,
@@ -200,8 +207,8 @@ impl Input {
             return Err(Error::EmptyInput);
         }
         let total = limits.cached + length;
-        if total > limits.positions {
-            return Err(Error::TooManyPositions { found: total, limit: limits.positions });
+        if let Some(limit) = limits.positions.filter(|limit| total > *limit) {
+            return Err(Error::TooManyPositions { found: total, limit });
         }
         let torch = || Error::torch("the input");
         let ids = match &self.start {
@@ -211,28 +218,6 @@ impl Input {
                 Some(ids)
             }
             Start::Stream { .. } => None,
-        };
-        let position_ids = match (&self.position_ids, &ids) {
-            (_, None) => None,
-            (Some(positions), _) => {
-                let size = positions.size();
-                if size != [batch, length] && size != [1, length] {
-                    return Err(mismatch("position_ids", &[batch, length], size));
-                }
-                let positions = integers(positions, "position_ids")?;
-                let (least, most) = (positions.f_min(), positions.f_max());
-                for value in [least, most] {
-                    let id = value.and_then(|value| value.f_int64_value(&[])).map_err(torch())?;
-                    if !(0..limits.positions).contains(&id) {
-                        return Err(Error::PositionOutOfRange { id, limit: limits.positions });
-                    }
-                }
-                Some(positions)
-            }
-            (None, Some(_)) => {
-                let positions = Tensor::f_arange_start(limits.cached, total, (Kind::Int64, Device::Cpu));
-                Some(positions.and_then(|positions| positions.f_unsqueeze(0)).map_err(torch())?)
-            }
         };
         let attended = match &self.attention_mask {
             None => None,
@@ -245,8 +230,42 @@ impl Input {
                 if all != 0 { None } else { Some(attended.f_to_device(limits.device).map_err(torch())?) }
             }
         };
+        let position_ids = match &self.position_ids {
+            Some(positions) => {
+                let size = positions.size();
+                if size != [batch, length] && size != [1, length] {
+                    return Err(mismatch("position_ids", &[batch, length], size));
+                }
+                let positions = integers(positions, "position_ids")?;
+                let (least, most) = (positions.f_min(), positions.f_max());
+                let limit = limits.positions.unwrap_or(i64::MAX);
+                for value in [least, most] {
+                    let id = value.and_then(|value| value.f_int64_value(&[])).map_err(torch())?;
+                    if !(limits.first_position..limit).contains(&id) {
+                        return Err(Error::PositionOutOfRange { id, first: limits.first_position, limit });
+                    }
+                }
+                positions
+            }
+            None => {
+                let counted = attended.as_ref().filter(|_| limits.count_tokens);
+                let positions = match counted {
+                    Some(attended) => token_positions(attended, length),
+                    None => Tensor::f_arange_start(limits.cached, total, (Kind::Int64, Device::Cpu))
+                        .and_then(|positions| positions.f_unsqueeze(0)),
+                };
+                positions.map_err(torch())?
+            }
+        };
         Ok(Checked { ids, position_ids, attended, batch, length })
     }
+}
+
+/// Positions that count the tokens of each row, `[batch, length]` of its last columns; -1 at padding.
+fn token_positions(attended: &Tensor, length: i64) -> Result<Tensor, TchError> {
+    let attended = attended.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?;
+    let positions = attended.f_cumsum(-1, Kind::Int64)?.f_mul(&attended)?.f_sub_scalar(1)?;
+    positions.f_narrow(1, attended.size2()?.1 - length, length)
 }
 
 fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {

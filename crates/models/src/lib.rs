@@ -1,8 +1,9 @@
-//! GPT-2 and GPT-Neo as one decoder with named sites and an observer.
+//! Decoder-only language models of many families as one decoder with named sites and an observer.
 //!
 //! [`Model::open`] reads a checkpoint's `config.json` and the headers of its weights; [`Model::forward`] runs it and shows
-//! every [`Site`] on the way to an [`Observer`], which may let the run continue, stop it or replace the value. A family is
-//! data ([`Family`]): tensor names, which way matrices lie, which Hugging Face modules a site answers to.
+//! every [`Site`] on the way to an [`Observer`], which may let the run continue, stop it or replace the value. The decoder runs
+//! an [`Architecture`]: embedding, layers, final norm, head, as data. A [`Family`] is data, too: how its config becomes an
+//! architecture, how its tensors are named and which way its matrices lie, which Hugging Face modules a site answers to.
 //!
 //! ```
 //! use models::{Config, Input, Model, NoObserver};
@@ -17,38 +18,51 @@
 //! ```
 
 mod activation;
-mod attention;
+mod architecture;
+mod attend;
 mod cache;
 mod config;
 mod decoder;
 mod error;
 mod factor;
-mod family;
+mod families;
 mod generate;
 mod input;
+mod linear;
 mod model;
+mod names;
+mod norm;
 mod numerics;
 mod observer;
 mod products;
 mod random;
+mod rotary;
 mod sampling;
 mod site;
+mod unembedding;
 mod weights;
 
 pub use activation::Activation;
+pub use architecture::{
+    Architecture, Attention, Embedding, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind, NormOver,
+    Norms, Projections, QueryKeyNorm, Residual,
+};
 pub use cache::{CacheLayout, KvCache};
-pub use config::{AttentionKind, BlockAttention, Config};
+pub use config::{Config, Initial};
 pub use decoder::Outcome;
 pub use error::{Error, Result};
 pub use factor::Factor;
-pub use family::Family;
+pub use families::{Family, Layout};
 pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, generate};
 pub use input::{Input, LogitsAt};
 pub use lowmem::{first_line, prepare_libtorch};
-pub use model::{FinalNorm, Model};
+pub use model::{Model, Tail};
+pub use names::{Axis, Dimension, SiteInfo, Sites};
 pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use products::{Library, Products};
 pub use random::Random;
+pub use rotary::{Rotary, RotaryPairs, RotaryScaling};
 pub use sampling::Sampling;
-pub use site::{Point, Site, SiteInfo, Sites, Stage};
+pub use site::{Point, Site, Stage};
+pub use unembedding::Unembedding;

@@ -6,28 +6,58 @@ use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartReque
 use tch::{Kind, Tensor};
 
 use crate::{
-    Config, Error, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites, decoder, random,
-    weights::{self, Norm, Spelling},
+    Architecture, Config, Error, Factor, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites,
+    Stage, Unembedding, decoder, random,
+    site::Order,
+    weights::{self, PartMap, Placed, Spelling, TailWeights},
 };
 
-/// A model's final norm with its weights, which live as long as this value.
-pub struct FinalNorm {
-    norm: Norm,
-    epsilon: f64,
+/// What comes between the last block and the unembedding, with its weights, which live as long as this value: the final norm,
+/// and where the unembedding is narrower than the stream, a projection.
+pub struct Tail {
+    weights: TailWeights,
 }
 
-impl FinalNorm {
-    /// The norm of `stream`, `[.., d_model]`, computed in `kind`; the same shape.
+impl Tail {
+    /// The final norm of `stream`, `[.., d_model]`, computed in `kind`; the same shape. Without a norm, the stream itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`].
+    pub fn norm(&self, stream: &Tensor, kind: Kind) -> Result<Tensor> {
+        let normed = match &self.weights.norm {
+            Some(norm) => norm.apply_in(stream, kind),
+            None => stream.f_to_kind(kind),
+        };
+        normed.map_err(Error::torch(Site::FINAL_NORM))
+    }
+
+    /// A normed stream projected to the width of the unembedding, `[.., width]`; where they are the same, the stream itself.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Torch`].
+    pub fn project(&self, normed: &Tensor) -> Result<Tensor> {
+        let Some(projection) = &self.weights.projection else { return Ok(normed.shallow_clone()) };
+        let projected = || {
+            let kind = normed.f_kind()?;
+            let weight = projection.weight.f_to_kind(kind)?;
+            Factor::new(normed)?.times_transposed(&weight, None)
+        };
+        projected().map_err(Error::torch(Site::PROJECTED))
+    }
+
+    /// What the unembedding reads of `stream`, `[.., d_model]`: normed and projected, computed in `kind`.
     ///
     /// # Errors
     ///
     /// [`Error::Torch`].
     pub fn apply(&self, stream: &Tensor, kind: Kind) -> Result<Tensor> {
-        self.norm.apply_in(stream, self.epsilon, kind).map_err(Error::torch(Site::FINAL_NORM))
+        self.project(&self.norm(stream, kind)?)
     }
 }
 
-/// A GPT-2 or GPT-Neo model.
+/// A decoder-only language model of any supported family.
 ///
 /// Runs take `&self` and leave nothing behind. A model is [`Send`] and [`Sync`]: several threads may run it at once, and
 /// each gets the bits that it would get alone. Threads wait for each other while a part is placed. With streamed weights
@@ -39,6 +69,8 @@ impl FinalNorm {
 /// let none be under way. Tensors that the model gives out share its storage: whoever writes into one writes for all.
 pub struct Model {
     config: Config,
+    order: Order,
+    map: PartMap,
     parts: Parts,
     numerics: Numerics,
 }
@@ -63,7 +95,7 @@ impl Model {
         Products::chosen()?;
         let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
         let spelling = Spelling::of(checkpoint.index(), &config);
-        let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling));
+        let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling))?;
         let ignored = weights::ignored(checkpoint.index(), &config, &spelling);
         let known: HashSet<&str> = requests
             .iter()
@@ -79,7 +111,12 @@ impl Model {
             return Err(lowmem::Error::ExtraTensors { checkpoint, tensors: extra }.into());
         }
         parts.report_unused(ignored, extra);
-        Ok(Self { config, parts, numerics: Numerics::FAST })
+        Ok(Self::of(config, parts))
+    }
+
+    fn of(config: Config, parts: Parts) -> Self {
+        let (order, map) = (Order::of(&config.architecture), PartMap::of(&config.architecture));
+        Self { config, order, map, parts, numerics: Numerics::FAST }
     }
 
     /// A model over tensors in memory, named as `save_pretrained` names them (`transformer.h.0.ln_1.weight`).
@@ -90,9 +127,9 @@ impl Model {
     pub fn from_tensors(config: Config, tensors: &HashMap<String, Tensor>) -> Result<Self> {
         Products::chosen()?;
         config.check()?;
-        let requests = weights::parts(&config, &Spelling::standard(&config)).collect();
+        let requests = weights::parts(&config, &Spelling::standard(&config)).collect::<Result<_>>()?;
         let parts = Parts::from_tensors(tensors, requests)?;
-        Ok(Self { config, parts, numerics: Numerics::FAST })
+        Ok(Self::of(config, parts))
     }
 
     /// A model with random weights in f32 on the CPU, initialised as Radford et al. (2019) describe: normal, biases zero,
@@ -117,7 +154,8 @@ impl Model {
         config.check()?;
         let mut seen = HashSet::new();
         let spelling = Spelling::standard(config);
-        let tensors = weights::parts(config, &spelling).flat_map(|part| part.tensors);
+        let parts = weights::parts(config, &spelling).collect::<Result<Vec<_>>>()?;
+        let tensors = parts.into_iter().flat_map(|part| part.tensors);
         let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
         Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
     }
@@ -138,6 +176,19 @@ impl Model {
         &self.config
     }
 
+    /// The network.
+    pub fn architecture(&self) -> &Architecture {
+        &self.config.architecture
+    }
+
+    pub(crate) fn order(&self) -> &Order {
+        &self.order
+    }
+
+    pub(crate) fn part_map(&self) -> PartMap {
+        self.map
+    }
+
     /// The parts that hold the weights.
     pub fn parts(&self) -> &Parts {
         &self.parts
@@ -150,7 +201,7 @@ impl Model {
 
     /// The names of everything that can be read.
     pub fn sites(&self) -> Sites<'_> {
-        Sites::new(&self.config)
+        Sites::new(&self.config, &self.order)
     }
 
     /// Runs the model and shows every site to `observer`, until it stops the run or the logits are there.
@@ -181,51 +232,69 @@ impl Model {
     /// The parts that a run to `site` places whole; the embedding, which is only gathered from, is not among them.
     pub fn parts_needed(&self, site: Site) -> std::ops::Range<usize> {
         let layers = self.config.layers();
-        let end = match site {
-            Site::LOGITS => weights::unembedding(layers) + 1,
-            Site::FINAL_NORM => weights::final_norm(layers) + 1,
-            site => weights::block(site.blocks_needed(layers)),
+        let end = match (site.stage, site) {
+            (_, Site::LOGITS | Site::UNCAPPED_LOGITS) => self.map.count(),
+            (Stage::Head, _) => self.map.tail() + 1,
+            _ => self.map.layer(site.blocks_needed(layers)),
         };
-        weights::block(0)..end
+        PartMap::EMBEDDING + 1..end
     }
 
-    /// The final norm, for whoever applies it more than once: streamed weights are read for each call.
+    /// The part that holds a block's weights. Part 0 is the embedding.
+    pub fn block_part(&self, block: usize) -> usize {
+        self.map.layer(block)
+    }
+
+    /// The final norm and what comes with it, for whoever applies it more than once: streamed weights are read for each call.
     ///
     /// # Errors
     ///
     /// [`Error::Weights`].
-    pub fn final_norm(&self) -> Result<FinalNorm> {
-        self.final_norm_before(None)
+    pub fn tail(&self) -> Result<Tail> {
+        self.tail_before(None)
     }
 
-    /// As [`Model::final_norm`], with `next` as the part that is asked for after it.
-    pub(crate) fn final_norm_before(&self, next: Option<usize>) -> Result<FinalNorm> {
-        let tensors = self.parts.get(weights::final_norm(self.config.layers()), next)?;
-        let norm = Norm::take(self.config.family, tensors)?;
-        Ok(FinalNorm { norm, epsilon: self.config.layer_norm_epsilon })
+    /// As [`Model::tail`], with `next` as the part that is asked for after it.
+    pub(crate) fn tail_before(&self, next: Option<usize>) -> Result<Tail> {
+        let tensors = self.parts.get(self.map.tail(), next)?;
+        let weights = TailWeights::walk(self.architecture(), &mut Placed::new(self.config.family, tensors))?;
+        Ok(Tail { weights })
     }
 
-    /// The unembedding matrix, `[vocabulary, d_model]`, in the dtype of the run.
+    /// The unembedding, in the dtype of the run.
     ///
     /// # Errors
     ///
     /// [`Error::Weights`].
-    pub fn unembedding(&self) -> Result<Tensor> {
-        let tensors = self.parts.get(weights::unembedding(self.config.layers()), None)?;
-        tensors.into_iter().next().ok_or_else(|| Error::Config { problem: "the model has no unembedding".into() })
+    pub fn unembedding(&self) -> Result<Unembedding> {
+        let bias = self.unembedding_bias()?;
+        let tensors = self.parts.get(self.map.head(), None)?;
+        let missing = || Error::Config { problem: "the model has no unembedding".into() };
+        let weight = tensors.into_iter().next().ok_or_else(missing)?;
+        Ok(Unembedding::new(weight, bias, self.architecture().head.softcap))
     }
 
-    /// Rows of the unembedding matrix, `[ids, d_model]` for `ids` (Int64), in the dtype of the run. Only these rows are read.
+    fn unembedding_bias(&self) -> Result<Option<Tensor>> {
+        let Some(part) = self.map.bias() else { return Ok(None) };
+        Ok(self.parts.get(part, None)?.into_iter().next())
+    }
+
+    /// The rows of the unembedding that belong to `ids` (Int64, `[n]`), in the dtype of the run. Only these rows of the matrix
+    /// are read.
     ///
     /// # Errors
     ///
-    /// [`Error::Weights`].
-    pub fn unembedding_rows(&self, ids: &Tensor) -> Result<Tensor> {
-        Ok(self.parts.rows(weights::unembedding(self.config.layers()), 0, ids)?)
+    /// [`Error::Weights`]; [`Error::Torch`].
+    pub fn unembedding_rows(&self, ids: &Tensor) -> Result<Unembedding> {
+        let weight = self.parts.rows(self.map.head(), 0, ids)?;
+        let bias = self.unembedding_bias()?;
+        let bias = bias.map(|bias| bias.f_index_select(0, &ids.f_to_device(bias.device())?)).transpose();
+        let bias = bias.map_err(Error::torch(Site::LOGITS))?;
+        Ok(Unembedding::new(weight, bias, self.architecture().head.softcap))
     }
 
     /// Gives every tensor of these parts a leaf that gradients are collected for, and returns the leaves by name. Part 0 is the
-    /// embedding, part `i + 1` is block `i`. Weights that share storage appear once.
+    /// embedding, [`Model::block_part`] says which part is a block's. Weights that share storage appear once.
     ///
     /// With mapped weights the optimizer changes private pages; the file is never written.
     ///
@@ -248,16 +317,17 @@ impl Model {
 
 /// The parts up to the first that lacks a tensor, that one included: what is missing is known then, and a config may claim
 /// many more layers than the checkpoint has.
-fn until_missing(index: &Index, parts: impl Iterator<Item = PartRequest>) -> Vec<PartRequest> {
+fn until_missing(index: &Index, parts: impl Iterator<Item = Result<PartRequest>>) -> Result<Vec<PartRequest>> {
     let mut requests = Vec::new();
     for part in parts {
+        let part = part?;
         let whole = part.tensors.iter().all(|tensor| index.get(&tensor.name).is_some());
         requests.push(part);
         if !whole {
             break;
         }
     }
-    requests
+    Ok(requests)
 }
 
 #[cfg(test)]
@@ -276,9 +346,9 @@ mod tests {
         let checkpoint = Checkpoint::open(&path).unwrap();
         let endless = (0..).map(|block: usize| {
             let label = format!("h.{block}");
-            PartRequest { tensors: vec![TensorRequest::new(format!("{label}.weight"), [1])], label }
+            Ok(PartRequest { tensors: vec![TensorRequest::new(format!("{label}.weight"), [1])], label })
         });
-        let requests = until_missing(checkpoint.index(), endless);
+        let requests = until_missing(checkpoint.index(), endless).unwrap();
         assert_eq!(requests.last().map(|part| part.label.as_str()), Some("h.3"));
         let missing = Parts::new(&checkpoint, requests, &LoadOptions::default()).err();
         assert!(matches!(missing, Some(lowmem::Error::MissingTensor { tensor, .. }) if tensor == "h.3.weight"));

@@ -12,7 +12,7 @@ use std::{collections::HashMap, f64::consts::TAU, num::NonZero, thread};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Config, Error, Model, Result};
+use crate::{Config, Error, Initial, Model, Result};
 
 /// What SplitMix64 adds from one number to the next.
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
@@ -103,14 +103,11 @@ pub(crate) fn tensors(config: &Config, seed: u64) -> Result<HashMap<String, Tens
 
 fn tensor(config: &Config, seed: u64, name: &str, shape: &[i64]) -> Result<Tensor, TchError> {
     let options = (Kind::Float, Device::Cpu);
-    let is_norm = name.split('.').any(|segment| segment.starts_with("ln_"));
-    if name.ends_with(".bias") {
-        return Tensor::f_zeros(shape, options);
-    }
-    if is_norm {
-        return Tensor::f_ones(shape, options);
-    }
-    let deviation = config.initial_deviation(name);
+    let deviation = match config.initial(name, shape) {
+        Initial::Bias => return Tensor::f_zeros(shape, options),
+        Initial::Norm { value } => return Tensor::f_full(shape, value, options),
+        Initial::Normal { deviation } => deviation,
+    };
     let tensor = Tensor::f_empty(shape, options)?;
     let flat = tensor.f_view([-1])?;
     let elements = tensor.numel();
@@ -228,7 +225,8 @@ mod tests {
     #[test]
     fn a_tensor_s_values_do_not_depend_on_its_shape() {
         let values = |vocabulary| {
-            let config = Config { vocabulary, ..config() };
+            let mut config = config();
+            config.architecture.vocabulary = vocabulary;
             let wte = tensors(&config, 1).unwrap().remove("transformer.wte.weight").unwrap();
             Vec::<f32>::try_from(wte.narrow(0, 0, 10).flatten(0, -1)).unwrap()
         };
@@ -240,7 +238,8 @@ mod tests {
 
     fn normal_of(config: &Config, name: &str, count: usize) -> Vec<f32> {
         let mut values = vec![0.0; count];
-        Random::named(1, name).fill_normal(0.0, config.initial_deviation(name), 0, &mut values);
+        let Initial::Normal { deviation } = config.initial(name, &[1, 1]) else { panic!("{name} is no matrix") };
+        Random::named(1, name).fill_normal(0.0, deviation, 0, &mut values);
         values
     }
 }

@@ -1,8 +1,8 @@
-//! The places in a model that have a name and a value.
+//! The places in a model that have a value.
 
 use std::fmt;
 
-use crate::{Config, Error, Result};
+use crate::Architecture;
 
 /// A stage of a run, in the order in which they run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -15,33 +15,48 @@ pub enum Stage {
     Head,
 }
 
-/// A place within a stage, in the order in which they are computed.
+/// A place within a stage.
 ///
-/// Shapes use `batch`, `position`, `d_model`, `head`, `d_head`, `d_mlp` and `vocabulary`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Which of them a layer has, and in which order they are computed, is in [`crate::Layer::points`]. Shapes use `batch`,
+/// `position`, `d_model`, `head`, `kv_head`, `d_head`, `d_mlp` and `vocabulary`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Point {
-    /// `wte`: token embeddings, `[batch, position, d_model]`.
+    /// `wte`: token embeddings, `[batch, position, width]`, the width being `d_model` but where a matrix projects them.
     TokenEmbedding,
+    /// `project_in`: token embeddings projected to the residual stream, `[batch, position, d_model]`.
+    EmbeddingProjection,
     /// `wpe`: position embeddings, `[1 or batch, position, d_model]`.
     PositionEmbedding,
-    /// `input`, `drop`: what enters the first block, `[batch, position, d_model]`.
+    /// `input`: what enters the first block, `[batch, position, d_model]`.
     Input,
-    /// `ln_1`: what attention reads, `[batch, position, d_model]`.
+    /// `rotary_emb`: the cosines of rotary positions, `[1 or batch, position, rotated dimensions]`.
+    RotaryCosines,
+    /// `ln_1`: what attention reads, `[batch, position, d_model]`; where the norm is on the stream itself, that.
     Norm1,
-    /// `attn.c_attn`: queries, keys and values side by side, `[batch, position, 3 d_model]`.
+    /// `attn.qkv_proj`: queries, keys and values by one matrix, `[batch, position, (head + 2 kv_head) d_head]`.
     QueryKeyValue,
-    /// `q_proj`, `[batch, position, d_model]`.
+    /// `attn.q_proj`, `[batch, position, head · d_head]`.
     Query,
-    /// `k_proj`, `[batch, position, d_model]`.
+    /// `attn.k_proj`, `[batch, position, kv_head · d_head]`.
     Key,
-    /// `v_proj`, `[batch, position, d_model]`.
+    /// `attn.v_proj`, `[batch, position, kv_head · d_head]`.
     Value,
-    /// `attn.q`: each head's queries, `[batch, position, head, d_head]`.
+    /// `attn.q`: what the projection gives each head, `[batch, position, head, d_head]`.
     HeadQuery,
-    /// `attn.k`: each head's keys, `[batch, position, head, d_head]`; with a cache, those of the new positions.
+    /// `attn.k`: each head's keys, `[batch, position, kv_head, d_head]`; with a cache, those of the new positions.
     HeadKey,
-    /// `attn.v`: each head's values, `[batch, position, head, d_head]`; with a cache, those of the new positions.
+    /// `attn.v`: each head's values, `[batch, position, kv_head, d_head]`; with a cache, those of the new positions.
     HeadValue,
+    /// `attn.q_norm`: queries after their norm, `[batch, position, head, d_head]`, in some families
+    /// `[batch, head, position, d_head]`, or `[batch, position, head · d_head]` where it is over all heads.
+    QueryNorm,
+    /// `attn.k_norm`: keys after their norm.
+    KeyNorm,
+    /// `attn.q_rot`: queries as they enter the scores, after norm and rotation, `[batch, position, head, d_head]`.
+    RotatedQuery,
+    /// `attn.k_rot`: keys as they enter the scores, `[batch, position, kv_head, d_head]`.
+    RotatedKey,
     /// `attn.scores`: what the softmax reads, scaled and masked, `[batch, head, query position, key position]`. Where a
     /// query may not look it is the dtype's least value (TransformerLens has minus infinity; both become 0). An edit that
     /// changes those entries lets the query look there.
@@ -50,31 +65,144 @@ pub enum Point {
     Pattern,
     /// `attn.z`: per-head values before the output projection, `[batch, position, head, d_head]`.
     Z,
-    /// `attn.result`: what each head adds to the residual stream, `[batch, position, head, d_model]`; their sum and the
-    /// bias of the output projection are `attn`.
+    /// `attn.result`: what each head's part of the output projection gives, `[batch, position, head, d_model]`; their sum and
+    /// the bias of the projection are `attn`.
     HeadOutput,
-    /// `attn`: what attention adds to the residual stream, `[batch, position, d_model]`.
+    /// `attn`: the output of attention, `[batch, position, d_model]`. It is added to the residual stream, but where a norm
+    /// comes between.
     AttentionOutput,
+    /// `ln_1_post`: the output of attention after a norm of its own, `[batch, position, d_model]`.
+    AttentionNorm,
     /// `resid_mid`: the residual stream between attention and MLP, `[batch, position, d_model]`.
     ResidMid,
-    /// `ln_2`: what the MLP reads, `[batch, position, d_model]`.
+    /// `ln_2`: what the MLP reads, `[batch, position, d_model]`; where the norm is on the stream itself, that.
     Norm2,
-    /// `mlp.c_fc`: the hidden layer before its non-linearity, `[batch, position, d_mlp]`.
+    /// `mlp.gate_up_proj`: gate and neurons by one matrix, side by side, `[batch, position, 2 d_mlp]`.
+    MlpGateInput,
+    /// `mlp.gate_proj`: the gate before its non-linearity, `[batch, position, d_mlp]`.
+    MlpGate,
+    /// `mlp.up_proj`: the neurons before the non-linearity, or before they are multiplied with the gate,
+    /// `[batch, position, d_mlp]`.
     MlpInput,
-    /// `mlp.act`: the hidden layer after it, `[batch, position, d_mlp]`.
+    /// `mlp.act`: the output of the non-linearity, `[batch, position, d_mlp]`.
     MlpActivation,
-    /// `mlp`: what the MLP adds to the residual stream, `[batch, position, d_model]`.
+    /// `mlp.neurons`: what the output projection reads, `[batch, position, d_mlp]`; without a gate, that is `mlp.act`.
+    Neurons,
+    /// `mlp`: the output of the MLP, `[batch, position, d_model]`. It is added to the residual stream, but where a norm comes
+    /// between.
     MlpOutput,
+    /// `ln_2_post`: the output of the MLP after a norm of its own, `[batch, position, d_model]`.
+    MlpNorm,
     /// `h.i`: the residual stream after the block, `[batch, position, d_model]`.
     Output,
-    /// `ln_f`: what the unembedding reads, `[batch, position, d_model]`.
+    /// `ln_f`: the stream after the final norm, `[batch, position, d_model]`; without one, the stream itself.
     FinalNorm,
-    /// `lm_head`: the logits, `[batch, position, vocabulary]`.
+    /// `project_out`: the stream projected to the width of the unembedding, `[batch, position, width]`.
+    OutputProjection,
+    /// `lm_head` where logits have a softcap: what it is put on, `[batch, position, vocabulary]`.
+    UncappedLogits,
+    /// `logits`: what the model says of the next token, `[batch, position, vocabulary]`; without a softcap, also `lm_head`.
     Logits,
 }
 
-/// One place in a model. Sites are ordered as they are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+impl Point {
+    /// The name that means the point in every family that has it, within its block; empty for the block itself.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::TokenEmbedding => "wte",
+            Self::EmbeddingProjection => "project_in",
+            Self::PositionEmbedding => "wpe",
+            Self::Input => "input",
+            Self::RotaryCosines => "rotary_emb",
+            Self::Norm1 => "ln_1",
+            Self::QueryKeyValue => "attn.qkv_proj",
+            Self::Query => "attn.q_proj",
+            Self::Key => "attn.k_proj",
+            Self::Value => "attn.v_proj",
+            Self::HeadQuery => "attn.q",
+            Self::HeadKey => "attn.k",
+            Self::HeadValue => "attn.v",
+            Self::QueryNorm => "attn.q_norm",
+            Self::KeyNorm => "attn.k_norm",
+            Self::RotatedQuery => "attn.q_rot",
+            Self::RotatedKey => "attn.k_rot",
+            Self::Scores => "attn.scores",
+            Self::Pattern => "attn.pattern",
+            Self::Z => "attn.z",
+            Self::HeadOutput => "attn.result",
+            Self::AttentionOutput => "attn",
+            Self::AttentionNorm => "ln_1_post",
+            Self::ResidMid => "resid_mid",
+            Self::Norm2 => "ln_2",
+            Self::MlpGateInput => "mlp.gate_up_proj",
+            Self::MlpGate => "mlp.gate_proj",
+            Self::MlpInput => "mlp.up_proj",
+            Self::MlpActivation => "mlp.act",
+            Self::Neurons => "mlp.neurons",
+            Self::MlpOutput => "mlp",
+            Self::MlpNorm => "ln_2_post",
+            Self::Output => "",
+            Self::FinalNorm => "ln_f",
+            Self::OutputProjection => "project_out",
+            Self::UncappedLogits => "lm_head",
+            Self::Logits => "logits",
+        }
+    }
+
+    /// Whether it is the output of a projection into attention or the MLP, which families store in different ways.
+    pub(crate) fn is_projection(self) -> bool {
+        let attention = matches!(self, Self::QueryKeyValue | Self::Query | Self::Key | Self::Value);
+        attention || matches!(self, Self::MlpGateInput | Self::MlpGate | Self::MlpInput)
+    }
+
+    /// All points of blocks.
+    pub(crate) const OF_BLOCKS: [Self; 28] = [
+        Self::Norm1,
+        Self::QueryKeyValue,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::HeadQuery,
+        Self::HeadKey,
+        Self::HeadValue,
+        Self::QueryNorm,
+        Self::KeyNorm,
+        Self::RotatedQuery,
+        Self::RotatedKey,
+        Self::Scores,
+        Self::Pattern,
+        Self::Z,
+        Self::HeadOutput,
+        Self::AttentionOutput,
+        Self::AttentionNorm,
+        Self::ResidMid,
+        Self::Norm2,
+        Self::MlpGateInput,
+        Self::MlpGate,
+        Self::MlpInput,
+        Self::MlpActivation,
+        Self::Neurons,
+        Self::MlpOutput,
+        Self::MlpNorm,
+        Self::Output,
+    ];
+
+    /// All points outside of blocks.
+    pub(crate) const OUTSIDE: [(Stage, Self); 9] = [
+        (Stage::Embedding, Self::TokenEmbedding),
+        (Stage::Embedding, Self::EmbeddingProjection),
+        (Stage::Embedding, Self::PositionEmbedding),
+        (Stage::Embedding, Self::Input),
+        (Stage::Embedding, Self::RotaryCosines),
+        (Stage::Head, Self::FinalNorm),
+        (Stage::Head, Self::OutputProjection),
+        (Stage::Head, Self::UncappedLogits),
+        (Stage::Head, Self::Logits),
+    ];
+}
+
+/// One place in a model. Which of two is computed first depends on the model: [`crate::Sites::is_after`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Site {
     /// The stage of the run.
     pub stage: Stage,
@@ -87,6 +215,10 @@ impl Site {
     pub const INPUT: Self = Self { stage: Stage::Embedding, point: Point::Input };
     /// The output of the final layer norm.
     pub const FINAL_NORM: Self = Self { stage: Stage::Head, point: Point::FinalNorm };
+    /// The stream projected to the width of the unembedding.
+    pub const PROJECTED: Self = Self { stage: Stage::Head, point: Point::OutputProjection };
+    /// The logits before their softcap.
+    pub const UNCAPPED_LOGITS: Self = Self { stage: Stage::Head, point: Point::UncappedLogits };
     /// The logits.
     pub const LOGITS: Self = Self { stage: Stage::Head, point: Point::Logits };
 
@@ -121,33 +253,7 @@ impl Site {
 impl fmt::Display for Site {
     /// The name that every family shares, such as `h.3.mlp`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = match self.point {
-            Point::TokenEmbedding => "wte",
-            Point::PositionEmbedding => "wpe",
-            Point::Input => "input",
-            Point::Norm1 => "ln_1",
-            Point::QueryKeyValue => "attn.c_attn",
-            Point::Query => "attn.attention.q_proj",
-            Point::Key => "attn.attention.k_proj",
-            Point::Value => "attn.attention.v_proj",
-            Point::HeadQuery => "attn.q",
-            Point::HeadKey => "attn.k",
-            Point::HeadValue => "attn.v",
-            Point::Scores => "attn.scores",
-            Point::Pattern => "attn.pattern",
-            Point::Z => "attn.z",
-            Point::HeadOutput => "attn.result",
-            Point::AttentionOutput => "attn",
-            Point::ResidMid => "resid_mid",
-            Point::Norm2 => "ln_2",
-            Point::MlpInput => "mlp.c_fc",
-            Point::MlpActivation => "mlp.act",
-            Point::MlpOutput => "mlp",
-            Point::Output => "",
-            Point::FinalNorm => "ln_f",
-            Point::Logits => "lm_head",
-        };
-        match (self.stage, name) {
+        match (self.stage, self.point.name()) {
             (Stage::Block(block), "") => write!(formatter, "h.{block}"),
             (Stage::Block(block), name) => write!(formatter, "h.{block}.{name}"),
             (_, name) => formatter.write_str(name),
@@ -155,194 +261,49 @@ impl fmt::Display for Site {
     }
 }
 
-/// Names outside the blocks, the preferred one first.
-const OUTER_POINTS: [(Stage, Point, &[&str]); 5] = [
-    (Stage::Embedding, Point::TokenEmbedding, &["wte"]),
-    (Stage::Embedding, Point::PositionEmbedding, &["wpe"]),
-    (Stage::Embedding, Point::Input, &["input", "drop"]),
-    (Stage::Head, Point::FinalNorm, &["ln_f", "final_layernorm"]),
-    (Stage::Head, Point::Logits, &["lm_head"]),
-];
-
-/// TransformerLens's names inside a block. `hook_resid_pre` is the stream before it and handled apart.
-const LENS_BLOCK_POINTS: [(Point, &str); 16] = [
-    (Point::Norm1, "ln1.hook_normalized"),
-    (Point::HeadQuery, "attn.hook_q"),
-    (Point::HeadKey, "attn.hook_k"),
-    (Point::HeadValue, "attn.hook_v"),
-    (Point::Scores, "attn.hook_attn_scores"),
-    (Point::Pattern, "attn.hook_pattern"),
-    (Point::Z, "attn.hook_z"),
-    (Point::HeadOutput, "attn.hook_result"),
-    (Point::AttentionOutput, "hook_attn_out"),
-    (Point::ResidMid, "hook_resid_mid"),
-    (Point::Norm2, "ln2.hook_normalized"),
-    (Point::MlpInput, "mlp.hook_pre"),
-    (Point::MlpActivation, "mlp.hook_post"),
-    (Point::MlpOutput, "hook_mlp_out"),
-    (Point::Output, "hook_resid_post"),
-    (Point::Output, "hook_out"),
-];
-
-/// TransformerLens's names outside the blocks.
-const LENS_OUTER_POINTS: [(Stage, Point, &str); 3] = [
-    (Stage::Embedding, Point::TokenEmbedding, "hook_embed"),
-    (Stage::Embedding, Point::PositionEmbedding, "hook_pos_embed"),
-    (Stage::Head, Point::FinalNorm, "ln_final.hook_normalized"),
-];
-
-/// All TransformerLens names of a site.
-fn lens_names(config: &Config, site: Site) -> Vec<String> {
-    let mut names = Vec::new();
-    for (stage, point, name) in LENS_OUTER_POINTS {
-        if (Site { stage, point }) == site {
-            names.push(name.to_owned());
-        }
-    }
-    if let Stage::Block(block) = site.stage {
-        let inside = LENS_BLOCK_POINTS.iter().filter(|(point, _)| *point == site.point);
-        names.extend(inside.map(|(_, name)| format!("blocks.{block}.{name}")));
-    }
-    // The stream before the block that follows, where one does.
-    let next = site.blocks_needed(config.layers());
-    if site == Site::before_block(next) && next < config.layers() {
-        names.push(format!("blocks.{next}.hook_resid_pre"));
-    }
-    names
+/// The sites of one model in the order in which they are computed.
+#[derive(Clone, Debug)]
+pub(crate) struct Order {
+    embedding: Vec<Point>,
+    layers: Vec<Vec<Point>>,
+    head: Vec<Point>,
 }
 
-/// One site of a model with its names and shape.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SiteInfo {
-    /// The site.
-    pub site: Site,
-    /// All its names, the preferred one first.
-    pub names: Vec<String>,
-    /// Its names in TransformerLens. The values are those of its `from_pretrained_no_processing`; by default it changes the
-    /// weights in ways that keep the logits, and with them what stands at many hooks.
-    pub lens_names: Vec<String>,
-    /// Its shape, unknown sizes by name: `["batch", "position", "768"]`.
-    pub shape: Vec<String>,
-    /// Whether the value is at least f32, whatever the dtype of the run.
-    pub at_least_f32: bool,
-}
-
-impl SiteInfo {
-    fn new(config: &Config, site: Site, names: Vec<String>) -> Self {
-        let at_least_f32 = site.point == Point::Scores && config.attention_in_f32;
-        Self { site, names, lens_names: lens_names(config, site), shape: shape(config, site.point), at_least_f32 }
-    }
-}
-
-/// All names of one model's sites.
-#[derive(Clone, Copy, Debug)]
-pub struct Sites<'a> {
-    config: &'a Config,
-}
-
-impl<'a> Sites<'a> {
-    pub(crate) fn new(config: &'a Config) -> Self {
-        Self { config }
+impl Order {
+    pub(crate) fn of(architecture: &Architecture) -> Self {
+        let embedding = &architecture.embedding;
+        let mut first = vec![Point::TokenEmbedding];
+        first.extend((embedding.width != architecture.d_model).then_some(Point::EmbeddingProjection));
+        first.extend(embedding.positions.as_ref().map(|_| Point::PositionEmbedding));
+        first.push(Point::Input);
+        first.extend(architecture.only_rotary().map(|_| Point::RotaryCosines));
+        let mut head = vec![Point::FinalNorm];
+        head.extend((embedding.width != architecture.d_model).then_some(Point::OutputProjection));
+        head.extend(architecture.head.softcap.map(|_| Point::UncappedLogits));
+        head.push(Point::Logits);
+        Self { embedding: first, layers: architecture.layers.iter().map(crate::Layer::points).collect(), head }
     }
 
-    /// The site that `name` means, with or without `transformer.`, or by its TransformerLens name.
-    ///
-    /// Names are compared segment by segment: `h.1` is not the beginning of `h.10`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::UnknownSite`] with the nearest names; [`Error::Container`] for a module without an output.
-    pub fn parse(&self, name: &str) -> Result<Site> {
-        // The base model's own output is the normalised stream.
-        if name == "transformer" {
-            return Ok(Site::FINAL_NORM);
+    pub(crate) fn points(&self, stage: Stage) -> &[Point] {
+        match stage {
+            Stage::Embedding => &self.embedding,
+            Stage::Block(block) => self.layers.get(block).map_or(&[], Vec::as_slice),
+            Stage::Head => &self.head,
         }
-        let short = name.strip_prefix("transformer.").unwrap_or(name);
-        if short == "h" || name == "blocks" {
-            let inside = (0..self.config.layers().min(3)).map(|block| format!("h.{block}")).collect();
-            return Err(Error::Container { name: name.to_owned(), inside });
-        }
-        self.lookup(short).or_else(|| self.lookup_lens(name)).ok_or_else(|| {
-            let known: Vec<String> =
-                self.iter().flat_map(|info| info.names.into_iter().chain(info.lens_names)).collect();
-            Error::UnknownSite {
-                name: name.to_owned(),
-                blocks: self.config.layers(),
-                nearest: lowmem::nearest(short, known.iter().map(String::as_str)),
-            }
-        })
     }
 
-    fn lookup(&self, name: &str) -> Option<Site> {
-        if let Some((stage, point, _)) = OUTER_POINTS.iter().find(|(_, _, names)| names.contains(&name)) {
-            return Some(Site { stage: *stage, point: *point });
-        }
-        let (block, inner) = self.split_block(name.strip_prefix("h.")?)?;
-        let (point, _) = self.config.family.block_points.iter().find(|(_, names)| names.contains(&inner))?;
-        Some(Site::block(block, *point))
+    pub(crate) fn has(&self, site: Site) -> bool {
+        self.points(site.stage).contains(&site.point)
     }
 
-    fn lookup_lens(&self, name: &str) -> Option<Site> {
-        if let Some((stage, point, _)) = LENS_OUTER_POINTS.iter().find(|(_, _, known)| *known == name) {
-            return Some(Site { stage: *stage, point: *point });
-        }
-        let (block, inner) = self.split_block(name.strip_prefix("blocks.")?)?;
-        if inner == "hook_resid_pre" {
-            return Some(Site::before_block(block));
-        }
-        let (point, _) = LENS_BLOCK_POINTS.iter().find(|(_, known)| *known == inner)?;
-        Some(Site::block(block, *point))
+    /// Where a site stands; one that the model lacks stands at the end of its stage.
+    pub(crate) fn rank(&self, site: Site) -> (Stage, usize) {
+        let points = self.points(site.stage);
+        (site.stage, points.iter().position(|point| *point == site.point).unwrap_or(points.len()))
     }
 
-    /// `"3.attn"` to `(3, "attn")`, for blocks the model has.
-    fn split_block<'n>(&self, name: &'n str) -> Option<(usize, &'n str)> {
-        let (number, inner) = name.split_once('.').unwrap_or((name, ""));
-        let block: usize = number.parse().ok()?;
-        // "h.03" and "h.+3" are spelling mistakes, and "h.3." has an empty segment.
-        let plain = block.to_string() == number && !(inner.is_empty() && name.contains('.'));
-        (plain && block < self.config.layers()).then_some((block, inner))
+    pub(crate) fn stages(&self) -> impl Iterator<Item = Stage> + use<> {
+        let blocks = (0..self.layers.len()).map(Stage::Block);
+        std::iter::once(Stage::Embedding).chain(blocks).chain([Stage::Head])
     }
-
-    /// Every site of the model in the order in which they run.
-    pub fn iter(&self) -> impl Iterator<Item = SiteInfo> + use<'a> {
-        let config = self.config;
-        let outer = |stage: Stage| {
-            OUTER_POINTS.iter().filter(move |(of, _, _)| *of == stage).map(move |(stage, point, names)| {
-                let names = names.iter().map(|&name| name.to_owned()).collect();
-                SiteInfo::new(config, Site { stage: *stage, point: *point }, names)
-            })
-        };
-        let blocks = (0..config.layers()).flat_map(move |block| {
-            config.family.block_points.iter().map(move |(point, names)| {
-                let name = |inner: &&str| match *inner {
-                    "" => format!("h.{block}"),
-                    inner => format!("h.{block}.{inner}"),
-                };
-                SiteInfo::new(config, Site::block(block, *point), names.iter().map(name).collect())
-            })
-        });
-        outer(Stage::Embedding).chain(blocks).chain(outer(Stage::Head))
-    }
-}
-
-fn shape(config: &Config, point: Point) -> Vec<String> {
-    let known = |size: i64| size.to_string();
-    let named = |name: &str| name.to_owned();
-    let last = match point {
-        Point::Scores | Point::Pattern => {
-            return vec![named("batch"), known(config.heads), named("query"), named("key")];
-        }
-        Point::HeadQuery | Point::HeadKey | Point::HeadValue | Point::Z => {
-            return vec![named("batch"), named("position"), known(config.heads), known(config.d_head())];
-        }
-        Point::HeadOutput => {
-            return vec![named("batch"), named("position"), known(config.heads), known(config.d_model)];
-        }
-        Point::QueryKeyValue => 3 * config.d_model,
-        Point::MlpInput | Point::MlpActivation => config.d_mlp,
-        Point::Logits => config.vocabulary,
-        _ => config.d_model,
-    };
-    let batch = if point == Point::PositionEmbedding { "1 or batch" } else { "batch" };
-    vec![named(batch), named("position"), known(last)]
 }

@@ -1,245 +1,355 @@
 //! Which tensors the parts of a model need, and which is which when they arrive.
 //!
-//! Part 0 is the embedding, part `i + 1` block `i`, then come the final norm and the unembedding. The functions that ask
-//! for tensors and those that take them apart walk the same [`Family`] in the same order.
+//! One walk over the architecture does both: over a [`Shelf`] that writes down what is asked for, and over one that hands
+//! out the tensors that came.
 
 use lowmem::{Index, PartRequest, TensorRequest};
-use tch::{TchError, Tensor};
+use tch::Tensor;
 
 use crate::{
-    Config, Error, Factor, Family, Result,
-    family::{LinearSpec, Matrices, QueryKeyValue},
+    Architecture, Config, Error, Family, Gate, Layer, Norm, NormOver, Point, Projections, Result, families::Layout,
+    linear::Linear, norm::Normer,
 };
 
-pub(crate) const EMBEDDING: usize = 0;
+/// Where tensors are taken from, one after the other.
+pub(crate) trait Shelf {
+    type Tensor;
+
+    /// The tensor of a module, `weight` or `bias`, which must have this shape.
+    fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<Self::Tensor>;
+
+    /// Which way matrices lie.
+    fn layout(&self) -> Layout;
+
+    fn normer(&mut self, module: Point, norm: Norm, width: i64) -> Result<Normer<Self::Tensor>> {
+        let weight = norm.kind.has_weight().then(|| self.take(module, "weight", &[width])).transpose()?;
+        let bias = norm.kind.has_bias().then(|| self.take(module, "bias", &[width])).transpose()?;
+        Ok(Normer { norm, weight, bias })
+    }
+
+    fn linear(&mut self, module: Point, from: i64, to: i64, bias: bool) -> Result<Linear<Self::Tensor>> {
+        let layout = self.layout();
+        let shape = if layout == Layout::InOut { [from, to] } else { [to, from] };
+        let weight = self.take(module, "weight", &shape)?;
+        let bias = bias.then(|| self.take(module, "bias", &[to])).transpose()?;
+        Ok(Linear { weight, bias, layout })
+    }
+}
+
+/// The projections to queries, keys and values.
+pub(crate) enum Projected<T = Tensor> {
+    Joined(Linear<T>),
+    Separate([Linear<T>; 3]),
+}
+
+/// The weights of one layer.
+pub(crate) struct LayerWeights<T = Tensor> {
+    pub(crate) attention_norms: NormWeights<T>,
+    pub(crate) query_key_value: Projected<T>,
+    pub(crate) query_key_norm: Option<[Normer<T>; 2]>,
+    pub(crate) attention_output: Linear<T>,
+    pub(crate) mlp_norms: NormWeights<T>,
+    /// A gate with a matrix of its own.
+    pub(crate) mlp_gate: Option<Linear<T>>,
+    /// The other projection to the neurons, or both side by side.
+    pub(crate) mlp_input: Linear<T>,
+    pub(crate) mlp_output: Linear<T>,
+}
+
+/// The norms around one half of a layer.
+pub(crate) struct NormWeights<T = Tensor> {
+    pub(crate) before: Option<Normer<T>>,
+    pub(crate) after: Option<Normer<T>>,
+    pub(crate) stream: Option<Normer<T>>,
+}
+
+impl<T> LayerWeights<T> {
+    pub(crate) fn walk<S: Shelf<Tensor = T>>(layer: &Layer, d_model: i64, shelf: &mut S) -> Result<Self> {
+        let (attention, mlp) = (&layer.attention, &layer.mlp);
+        let norm = |shelf: &mut S, module, norm: Option<Norm>| {
+            norm.map(|norm| shelf.normer(module, norm, d_model)).transpose()
+        };
+        let before = norm(shelf, Point::Norm1, layer.attention_norms.before)?;
+        let (queries, keys) = (attention.query_width(), attention.key_width());
+        let bias = attention.input_bias;
+        let query_key_value = match attention.projections {
+            Projections::Separate => Projected::Separate([
+                shelf.linear(Point::Query, d_model, queries, bias)?,
+                shelf.linear(Point::Key, d_model, keys, bias)?,
+                shelf.linear(Point::Value, d_model, keys, bias)?,
+            ]),
+            Projections::SideBySide | Projections::HeadByHead => {
+                Projected::Joined(shelf.linear(Point::QueryKeyValue, d_model, queries + 2 * keys, bias)?)
+            }
+        };
+        let query_key_norm = match attention.query_key_norm {
+            None => None,
+            Some(of) => {
+                let widths =
+                    if of.over == NormOver::AllHeads { (queries, keys) } else { (attention.d_head, attention.d_head) };
+                Some([
+                    shelf.normer(Point::QueryNorm, of.norm, widths.0)?,
+                    shelf.normer(Point::KeyNorm, of.norm, widths.1)?,
+                ])
+            }
+        };
+        let attention_output = shelf.linear(Point::AttentionOutput, queries, d_model, attention.output_bias)?;
+        let after = norm(shelf, Point::AttentionNorm, layer.attention_norms.after)?;
+        let stream = norm(shelf, Point::Norm1, layer.attention_norms.stream)?;
+        let attention_norms = NormWeights { before, after, stream };
+        let before = norm(shelf, Point::Norm2, layer.mlp_norms.before)?;
+        let mlp_gate = (mlp.gate == Gate::Separate)
+            .then(|| shelf.linear(Point::MlpGate, d_model, mlp.d_mlp, mlp.bias))
+            .transpose()?;
+        let mlp_input = match mlp.gate {
+            Gate::SideBySide => shelf.linear(Point::MlpGateInput, d_model, 2 * mlp.d_mlp, mlp.bias)?,
+            Gate::None | Gate::Separate => shelf.linear(Point::MlpInput, d_model, mlp.d_mlp, mlp.bias)?,
+        };
+        let mlp_output = shelf.linear(Point::MlpOutput, mlp.d_mlp, d_model, mlp.bias)?;
+        let after = norm(shelf, Point::MlpNorm, layer.mlp_norms.after)?;
+        let stream = norm(shelf, Point::Norm2, layer.mlp_norms.stream)?;
+        let mlp_norms = NormWeights { before, after, stream };
+        Ok(Self {
+            attention_norms,
+            query_key_value,
+            query_key_norm,
+            attention_output,
+            mlp_norms,
+            mlp_gate,
+            mlp_input,
+            mlp_output,
+        })
+    }
+}
+
+/// What comes between the last layer and the unembedding.
+pub(crate) struct TailWeights<T = Tensor> {
+    pub(crate) norm: Option<Normer<T>>,
+    pub(crate) projection: Option<Linear<T>>,
+}
+
+impl<T> TailWeights<T> {
+    pub(crate) fn walk<S: Shelf<Tensor = T>>(architecture: &Architecture, shelf: &mut S) -> Result<Self> {
+        let (d_model, width) = (architecture.d_model, architecture.embedding.width);
+        let norm = architecture.final_norm.map(|norm| shelf.normer(Point::FinalNorm, norm, d_model)).transpose()?;
+        let projects = width != d_model;
+        let projection = projects.then(|| shelf.linear(Point::OutputProjection, d_model, width, false)).transpose()?;
+        Ok(Self { norm, projection })
+    }
+}
+
+/// Hands out tensors in the order in which they were requested.
+pub(crate) struct Placed {
+    tensors: std::vec::IntoIter<Tensor>,
+    layout: Layout,
+}
+
+impl Placed {
+    pub(crate) fn new(family: &Family, tensors: Vec<Tensor>) -> Self {
+        Self { tensors: tensors.into_iter(), layout: family.layout }
+    }
+}
+
+impl Shelf for Placed {
+    type Tensor = Tensor;
+
+    fn take(&mut self, _: Point, _: &str, _: &[i64]) -> Result<Tensor> {
+        // Out of step with the requests: a bug, but no reason to panic.
+        self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
+    }
+
+    fn layout(&self) -> Layout {
+        self.layout
+    }
+}
+
+/// Writes down what is asked for.
+struct Requests<'a> {
+    family: &'a Family,
+    /// What stands before the names of modules, with the dot.
+    prefix: &'a str,
+    tensors: Vec<TensorRequest>,
+}
+
+impl Shelf for Requests<'_> {
+    type Tensor = ();
+
+    fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<()> {
+        let missing =
+            || Error::Config { problem: format!("{} has no module for {}", self.family.title, module.name()) };
+        let module = self.family.module(module).ok_or_else(missing)?;
+        self.tensors.push(TensorRequest::new(format!("{}{module}.{name}", self.prefix), shape));
+        Ok(())
+    }
+
+    fn layout(&self) -> Layout {
+        self.family.layout
+    }
+}
+
+/// The tensors of the embedding part: tokens, and positions where they are learned.
 pub(crate) const TOKENS: usize = 0;
 pub(crate) const POSITIONS: usize = 1;
 
-pub(crate) const fn block(index: usize) -> usize {
-    index + 1
+/// The places of the parts of a model.
+///
+/// The embedding comes first, because rows are gathered from it; a matrix that projects it is a part of its own.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PartMap {
+    layers: usize,
+    projects: bool,
+    bias: bool,
 }
 
-pub(crate) const fn final_norm(layers: usize) -> usize {
-    layers + 1
-}
+impl PartMap {
+    pub(crate) const EMBEDDING: usize = 0;
 
-pub(crate) const fn unembedding(layers: usize) -> usize {
-    layers + 2
-}
+    pub(crate) fn of(architecture: &Architecture) -> Self {
+        let projects = architecture.embedding.width != architecture.d_model;
+        Self { layers: architecture.layers.len(), projects, bias: architecture.head.bias }
+    }
 
-const PREFIX: &str = "transformer.";
-const TOKEN_EMBEDDING: &str = "wte.weight";
-const HEAD: &str = "lm_head.weight";
+    /// The matrix that projects the embedding.
+    pub(crate) fn projection(self) -> Option<usize> {
+        self.projects.then_some(1)
+    }
+
+    pub(crate) fn layer(self, index: usize) -> usize {
+        1 + usize::from(self.projects) + index
+    }
+
+    /// The final norm and what comes with it.
+    pub(crate) fn tail(self) -> usize {
+        self.layer(self.layers)
+    }
+
+    pub(crate) fn head(self) -> usize {
+        self.tail() + 1
+    }
+
+    /// The bias of the logits.
+    pub(crate) fn bias(self) -> Option<usize> {
+        self.bias.then_some(self.head() + 1)
+    }
+
+    /// How many parts there are.
+    pub(crate) fn count(self) -> usize {
+        self.head() + 1 + usize::from(self.bias)
+    }
+}
 
 /// How one checkpoint spells the names that are not the family's own.
 pub(crate) struct Spelling {
     prefix: &'static str,
     tokens: String,
+    /// The module of the unembedding.
     head: String,
 }
 
 impl Spelling {
-    /// The spelling of a checkpoint: with or without `transformer.`, with its own unembedding or not.
+    /// The spelling of a checkpoint: which prefix it has, if any, and its own unembedding or not.
     ///
     /// A tied checkpoint may store the shared matrix under either name, or both. Where it has both, their values decide, as
     /// they do in Hugging Face: equal ones are tied, others are two matrices, whatever the config says.
     pub(crate) fn of(index: &Index, config: &Config) -> Self {
         let has = |name: &str| index.get(name).is_some();
-        let prefix = if index.tensors.keys().any(|name| name.starts_with(PREFIX)) { PREFIX } else { "" };
-        let tokens = format!("{prefix}{TOKEN_EMBEDDING}");
-        let head = if !config.tied || has(HEAD) { HEAD.to_owned() } else { tokens.clone() };
-        let tokens = if config.tied && !has(&tokens) && has(HEAD) { HEAD.to_owned() } else { tokens };
+        let family = config.family;
+        let holds = |prefix: &&&str| {
+            let layers = format!("{prefix}{}.", family.layers);
+            index.tensors.keys().any(|name| name.starts_with(&layers))
+        };
+        // A checkpoint without a layer of ours is refused by the names that its prefix would give.
+        let begins = |prefix: &&&str| index.tensors.keys().any(|name| name.starts_with(**prefix));
+        let prefixes = || family.prefixes.iter();
+        let prefix = prefixes().find(holds).or_else(|| prefixes().find(begins)).copied().unwrap_or("");
+        let tokens = format!("{prefix}{}.weight", family.module(Point::TokenEmbedding).unwrap_or_default());
+        let tied = config.architecture.head.tied;
+        let stored = family.heads.iter().find(|head| has(&format!("{head}.weight"))).copied();
+        let usual = family.heads.first().copied().unwrap_or_default();
+        let embedding = tokens.strip_suffix(".weight").unwrap_or(&tokens).to_owned();
+        let head = match stored {
+            Some(head) => head.to_owned(),
+            None if tied => embedding,
+            None => usual.to_owned(),
+        };
+        let tokens = if tied && !has(&tokens) && stored.is_some() { format!("{head}.weight") } else { tokens };
         Self { prefix, tokens, head }
     }
 
     /// The spelling that `save_pretrained` would give.
     pub(crate) fn standard(config: &Config) -> Self {
-        let tokens = format!("{PREFIX}{TOKEN_EMBEDDING}");
-        let head = if config.tied { tokens.clone() } else { HEAD.to_owned() };
-        Self { prefix: PREFIX, tokens, head }
+        let family = config.family;
+        let prefix = family.prefix();
+        let embedding = format!("{prefix}{}", family.module(Point::TokenEmbedding).unwrap_or_default());
+        let head = family.heads.first().copied().unwrap_or_default().to_owned();
+        let head = if config.architecture.head.tied { embedding.clone() } else { head };
+        Self { prefix, tokens: format!("{embedding}.weight"), head }
     }
 }
 
 /// The parts of a model, in order, each made when its turn comes.
-pub(crate) fn parts<'a>(config: &'a Config, spelling: &'a Spelling) -> impl Iterator<Item = PartRequest> + 'a {
+pub(crate) fn parts<'a>(config: &'a Config, spelling: &'a Spelling) -> impl Iterator<Item = Result<PartRequest>> + 'a {
+    let (family, architecture) = (config.family, &config.architecture);
     let prefix = spelling.prefix;
-    let d_model = config.d_model;
-    let part = |label: &str, tensors: Vec<TensorRequest>| PartRequest { label: label.into(), tensors };
-    let embedding = vec![
-        TensorRequest::new(&spelling.tokens, [config.vocabulary, d_model]),
-        TensorRequest::new(format!("{prefix}wpe.weight"), [config.positions, d_model]),
-    ];
-    let blocks = (0..config.layers()).map(move |index| {
-        let label = format!("h.{index}");
-        part(&label, block_tensors(config, &format!("{prefix}{label}.")))
+    let requests = |prefix: &'a str| Requests { family, prefix, tensors: Vec::new() };
+    let embedding = move || embedding_part(config, spelling, requests(prefix));
+    let projection = PartMap::of(architecture).projection().map(move |_| {
+        let mut shelf = requests(prefix);
+        shelf.linear(Point::EmbeddingProjection, architecture.embedding.width, architecture.d_model, false)?;
+        Ok(PartRequest { label: Point::EmbeddingProjection.name().into(), tensors: shelf.tensors })
     });
-    let norm = norm_tensors(&format!("{prefix}ln_f"), d_model).into();
-    let mut head = TensorRequest::new(&spelling.head, [config.vocabulary, d_model]);
-    if config.tied && spelling.head != spelling.tokens {
-        head = head.tied_to(&spelling.tokens);
-    }
-    std::iter::once(part("embedding", embedding)).chain(blocks).chain([part("ln_f", norm), part("lm_head", vec![head])])
-}
-
-fn norm_tensors(name: &str, width: i64) -> [TensorRequest; 2] {
-    ["weight", "bias"].map(|kind| TensorRequest::new(format!("{name}.{kind}"), [width]))
-}
-
-fn block_tensors(config: &Config, prefix: &str) -> Vec<TensorRequest> {
-    let family = config.family;
-    let (d_model, d_mlp) = (config.d_model, config.d_mlp);
-    let mut tensors = Vec::new();
-    let linear = |tensors: &mut Vec<TensorRequest>, spec: LinearSpec, from: i64, to: i64| {
-        let shape = match family.matrices {
-            Matrices::InOut => [from, to],
-            Matrices::OutIn => [to, from],
-        };
-        tensors.push(TensorRequest::new(format!("{prefix}{}.weight", spec.name), shape));
-        if spec.bias {
-            tensors.push(TensorRequest::new(format!("{prefix}{}.bias", spec.name), [to]));
-        }
+    let layers = architecture.layers.iter().enumerate().map(move |(index, layer)| {
+        let prefix = format!("{prefix}{}.{index}.", family.layers);
+        let mut shelf = Requests { family, prefix: &prefix, tensors: Vec::new() };
+        LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
+        Ok(PartRequest { label: format!("h.{index}"), tensors: shelf.tensors })
+    });
+    let tail = move || {
+        let mut shelf = requests(prefix);
+        TailWeights::walk(architecture, &mut shelf)?;
+        Ok(PartRequest { label: Point::FinalNorm.name().into(), tensors: shelf.tensors })
     };
-    tensors.extend(norm_tensors(&format!("{prefix}ln_1"), d_model));
-    match family.query_key_value {
-        QueryKeyValue::Fused(spec) => linear(&mut tensors, spec, d_model, 3 * d_model),
-        QueryKeyValue::Separate(specs) => {
-            specs.map(|spec| linear(&mut tensors, spec, d_model, d_model)).into_iter().collect()
-        }
-    }
-    linear(&mut tensors, family.attention_output, d_model, d_model);
-    tensors.extend(norm_tensors(&format!("{prefix}ln_2"), d_model));
-    linear(&mut tensors, family.mlp_input, d_model, d_mlp);
-    linear(&mut tensors, family.mlp_output, d_mlp, d_model);
-    tensors
+    let head = move || Ok(head_part(config, spelling));
+    let bias = architecture.head.bias.then(|| Ok(bias_part(config)));
+    let first = std::iter::once_with(embedding).chain(projection);
+    first.chain(layers).chain(std::iter::once_with(tail)).chain(std::iter::once_with(head)).chain(bias)
 }
 
-/// Tensors of the checkpoint that are known to be no weights.
+fn embedding_part(config: &Config, spelling: &Spelling, mut shelf: Requests) -> Result<PartRequest> {
+    let architecture = &config.architecture;
+    let (vocabulary, width) = (architecture.vocabulary, architecture.embedding.width);
+    shelf.tensors.push(TensorRequest::new(&spelling.tokens, [vocabulary, width]));
+    if let Some(positions) = &architecture.embedding.positions {
+        let rows = architecture.context + positions.offset;
+        shelf.take(Point::PositionEmbedding, "weight", &[rows, architecture.d_model])?;
+    }
+    Ok(PartRequest { label: "embedding".into(), tensors: shelf.tensors })
+}
+
+fn head_part(config: &Config, spelling: &Spelling) -> PartRequest {
+    let architecture = &config.architecture;
+    let name = format!("{}.weight", spelling.head);
+    let mut weight = TensorRequest::new(&name, [architecture.vocabulary, architecture.embedding.width]);
+    if architecture.head.tied && name != spelling.tokens {
+        weight = weight.tied_to(&spelling.tokens);
+    }
+    PartRequest { label: Point::Logits.name().into(), tensors: vec![weight] }
+}
+
+/// The bias of the logits. Apart, because rows of the matrix are read without the others, and it is small. A tied head's
+/// matrix goes by another name; its bias does not.
+fn bias_part(config: &Config) -> PartRequest {
+    let name = format!("{}.bias", config.family.heads.first().copied().unwrap_or_default());
+    PartRequest { label: name.clone(), tensors: vec![TensorRequest::new(name, [config.architecture.vocabulary])] }
+}
+
+/// Tensors of the checkpoint that are known to be no weights of this network.
 pub(crate) fn ignored(index: &Index, config: &Config, spelling: &Spelling) -> Vec<String> {
-    let buffer = |block: usize, name: &&str| format!("{}h.{block}.{name}", spelling.prefix);
+    let family = config.family;
+    let buffer = |block: usize, name: &&str| format!("{}{}.{block}.{name}", spelling.prefix, family.layers);
     let blocks = 0..config.layers();
-    let names = blocks.flat_map(|block| config.family.buffers.iter().map(move |name| buffer(block, name)));
-    names.filter(|name| index.get(name).is_some()).collect()
-}
-
-/// A layer norm's weights, `[width]` each.
-pub(crate) struct Norm {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Norm {
-    /// `(x - mean) / sqrt(variance + epsilon) * weight + bias` over the last dimension.
-    pub(crate) fn apply(&self, x: &Tensor, epsilon: f64) -> Result<Tensor, TchError> {
-        x.f_layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), epsilon, false)
-    }
-
-    /// The same, with input and weights in `kind`.
-    pub(crate) fn apply_in(&self, x: &Tensor, epsilon: f64, kind: tch::Kind) -> Result<Tensor, TchError> {
-        let norm = Self { weight: self.weight.f_to_kind(kind)?, bias: self.bias.f_to_kind(kind)? };
-        norm.apply(&x.f_to_kind(kind)?, epsilon)
-    }
-}
-
-/// A matrix with an optional bias.
-pub(crate) struct Linear {
-    weight: Tensor,
-    bias: Option<Tensor>,
-    matrices: Matrices,
-    /// Whether a single row is computed as it is among others.
-    alike: bool,
-}
-
-impl Linear {
-    /// `[.., in]` to `[.., out]`.
-    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let x = if self.alike { Factor::alike(x)? } else { Factor::new(x)? };
-        match self.matrices {
-            Matrices::OutIn => x.times_transposed(&self.weight, self.bias.as_ref()),
-            Matrices::InOut => x.times(&self.weight, self.bias.as_ref()),
-        }
-    }
-
-    /// `[batch, position, head, d_head]` to what each head contributes, `[batch, position, head, out]`, without the bias.
-    pub(crate) fn each_head(&self, x: &Tensor) -> Result<Tensor, TchError> {
-        let (_, _, heads, d_head) = x.size4()?;
-        // [head, d_head, out]
-        let weight = match self.matrices {
-            Matrices::OutIn => self.weight.f_view([-1, heads, d_head])?.f_permute([1, 2, 0])?,
-            Matrices::InOut => self.weight.f_view([heads, d_head, -1])?,
-        };
-        Tensor::f_einsum("bphd,hdo->bpho", &[x, &weight], None::<&[i64]>)
-    }
-
-    /// What [`Linear::apply`] gives, from the contributions of the heads.
-    pub(crate) fn sum_heads(&self, contributions: &Tensor) -> Result<Tensor, TchError> {
-        let sum = contributions.f_sum_dim_intlist([2].as_slice(), false, None)?;
-        match &self.bias {
-            Some(bias) => sum.f_add(bias),
-            None => Ok(sum),
-        }
-    }
-}
-
-pub(crate) enum Projections {
-    Fused(Linear),
-    Separate([Linear; 3]),
-}
-
-/// The weights of one block.
-pub(crate) struct Block {
-    pub(crate) norm_1: Norm,
-    pub(crate) query_key_value: Projections,
-    pub(crate) attention_output: Linear,
-    pub(crate) norm_2: Norm,
-    pub(crate) mlp_input: Linear,
-    pub(crate) mlp_output: Linear,
-}
-
-/// Takes tensors in the order in which they were requested.
-struct Cursor {
-    family: &'static Family,
-    alike: bool,
-    tensors: std::vec::IntoIter<Tensor>,
-}
-
-impl Cursor {
-    fn tensor(&mut self) -> Result<Tensor> {
-        // Out of step with the requests above: a bug, but no reason to panic.
-        self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
-    }
-
-    fn norm(&mut self) -> Result<Norm> {
-        Ok(Norm { weight: self.tensor()?, bias: self.tensor()? })
-    }
-
-    fn linear(&mut self, spec: LinearSpec) -> Result<Linear> {
-        let weight = self.tensor()?;
-        let bias = if spec.bias { Some(self.tensor()?) } else { None };
-        Ok(Linear { weight, bias, matrices: self.family.matrices, alike: self.alike })
-    }
-}
-
-impl Block {
-    pub(crate) fn take(family: &'static Family, alike: bool, tensors: Vec<Tensor>) -> Result<Self> {
-        let mut cursor = Cursor { family, alike, tensors: tensors.into_iter() };
-        Ok(Self {
-            norm_1: cursor.norm()?,
-            query_key_value: match family.query_key_value {
-                QueryKeyValue::Fused(spec) => Projections::Fused(cursor.linear(spec)?),
-                QueryKeyValue::Separate([query, key, value]) => {
-                    Projections::Separate([cursor.linear(query)?, cursor.linear(key)?, cursor.linear(value)?])
-                }
-            },
-            attention_output: cursor.linear(family.attention_output)?,
-            norm_2: cursor.norm()?,
-            mlp_input: cursor.linear(family.mlp_input)?,
-            mlp_output: cursor.linear(family.mlp_output)?,
-        })
-    }
-}
-
-impl Norm {
-    pub(crate) fn take(family: &'static Family, tensors: Vec<Tensor>) -> Result<Self> {
-        Cursor { family, alike: false, tensors: tensors.into_iter() }.norm()
-    }
+    let names = blocks.flat_map(|block| family.buffers.iter().map(move |name| buffer(block, name)));
+    let buffers = names.filter(|name| index.get(name).is_some());
+    let foreign = |name: &&String| family.foreign.iter().any(|prefix| name.starts_with(prefix));
+    buffers.chain(index.tensors.keys().filter(foreign).cloned()).collect()
 }

@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use models::{Input, Point, Site};
+use models::{Input, Model, Site};
 use tch::{TchError, Tensor};
 
 use crate::{Error, Result};
@@ -99,22 +99,23 @@ impl Edit {
         self
     }
 
-    pub(crate) fn check(&self, site: Site) -> Result<()> {
-        if self.heads.is_some() && head_dimension(site).is_none() {
-            return Err(Error::NoHeads { site: site.to_string() });
+    pub(crate) fn check(&self, place: &Place) -> Result<()> {
+        if self.heads.is_some() && place.heads.is_none() {
+            return Err(Error::NoHeads { site: place.site.to_string() });
         }
         Ok(())
     }
 
     /// The value after the change, in a run over `input`.
-    pub(crate) fn apply(&self, site: Site, value: &Tensor, input: &Input) -> Result<Tensor> {
+    pub(crate) fn apply(&self, place: &Place, value: &Tensor, input: &Input) -> Result<Tensor> {
+        let site = place.site;
         let torch = |source| Error::Torch { at: site.to_string(), source };
         let choose = |tensor: &Tensor| -> Result<Tensor> {
             let mut chosen = tensor.shallow_clone();
             if let Some(positions) = &self.positions {
-                chosen = narrow(site, &chosen, position_dimension(site), positions, "positions")?;
+                chosen = narrow(site, &chosen, place.positions, positions, "positions")?;
             }
-            if let (Some(heads), Some(dimension)) = (&self.heads, head_dimension(site)) {
+            if let (Some(heads), Some(dimension)) = (&self.heads, place.heads) {
                 chosen = narrow(site, &chosen, dimension, heads, "heads")?;
             }
             Ok(chosen)
@@ -126,7 +127,7 @@ impl Edit {
             Change::Add(term) => home(term).and_then(|term| old.f_add(&term)),
             Change::Scale(factor) => old.f_mul_scalar(*factor),
             Change::Zero => old.f_zeros_like(),
-            Change::Mean => Ok(self.mean_of_tokens(site, &old, input)?),
+            Change::Mean => Ok(self.mean_of_tokens(place, &old, input)?),
             Change::With(function) => function(&old).and_then(|new| home(&new)),
         };
         let new = new.map_err(torch)?;
@@ -141,9 +142,9 @@ impl Edit {
     }
 
     /// The mean of the chosen part over batch and positions, each of which is left with the size 1.
-    fn mean_of_tokens(&self, site: Site, chosen: &Tensor, input: &Input) -> Result<Tensor> {
+    fn mean_of_tokens(&self, place: &Place, chosen: &Tensor, input: &Input) -> Result<Tensor> {
+        let (site, dimension) = (place.site, place.positions);
         let torch = |source| Error::Torch { at: site.to_string(), source };
-        let dimension = position_dimension(site);
         let Some(mut attended) = input.attended(site)? else {
             return chosen.f_mean_dim([0, dimension].as_slice(), true, None).map_err(torch);
         };
@@ -169,16 +170,19 @@ impl Edit {
     }
 }
 
-/// The dimension that counts positions.
-pub(crate) fn position_dimension(site: Site) -> i64 {
-    if matches!(site.point, Point::Scores | Point::Pattern) { 2 } else { 1 }
+/// A site, and which dimensions of its value count positions and heads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) site: Site,
+    pub(crate) positions: i64,
+    pub(crate) heads: Option<i64>,
 }
 
-fn head_dimension(site: Site) -> Option<i64> {
-    match site.point {
-        Point::Scores | Point::Pattern => Some(1),
-        Point::HeadQuery | Point::HeadKey | Point::HeadValue | Point::Z | Point::HeadOutput => Some(2),
-        _ => None,
+impl Place {
+    pub(crate) fn of(model: &Model, site: Site) -> Self {
+        let sites = model.sites();
+        let heads = sites.head_dimension(site).map(|dimension| dimension as i64);
+        Self { site, positions: sites.position_dimension(site) as i64, heads }
     }
 }
 

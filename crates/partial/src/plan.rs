@@ -25,7 +25,7 @@ impl Plan {
                 captures.push((name.to_owned(), model.sites().parse(name)?));
             }
         }
-        let deepest = captures.iter().map(|(_, site)| *site).max().ok_or(Error::NoNames)?;
+        let deepest = model.sites().deepest(captures.iter().map(|(_, site)| *site)).ok_or(Error::NoNames)?;
         Ok(Self { captures, deepest })
     }
 

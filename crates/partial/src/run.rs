@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Activations, Edit, Error, Plan, Result,
-    edit::{narrow, position_dimension},
+    edit::{Place, narrow},
 };
 
 /// Runs `model` over `input` no further than the deepest of `names` and returns the value at each.
@@ -43,7 +43,7 @@ pub fn partial_forward<S: AsRef<str>>(model: &Model, names: &[S], input: &Input)
 pub struct Run<'a> {
     model: &'a Model,
     plan: Plan,
-    edits: Vec<(Site, Edit)>,
+    edits: Vec<(Place, Edit)>,
     positions: Option<Range<i64>>,
     device: Option<Device>,
     kind: Option<Kind>,
@@ -72,12 +72,13 @@ impl<'a> Run<'a> {
     /// An unknown name; [`Error::EditAfterStop`] for a site after the deepest capture; [`Error::NoHeads`].
     pub fn edit(mut self, name: &str, edit: Edit) -> Result<Self> {
         let site = self.model.sites().parse(name)?;
-        if site > self.plan.deepest() {
+        if self.model.sites().is_after(site, self.plan.deepest()) {
             let deepest = self.plan.deepest().to_string();
             return Err(Error::EditAfterStop { edit: name.to_owned(), deepest });
         }
-        edit.check(site)?;
-        self.edits.push((site, edit));
+        let place = Place::of(self.model, site);
+        edit.check(&place)?;
+        self.edits.push((place, edit));
         Ok(self)
     }
 
@@ -124,8 +125,9 @@ impl<'a> Run<'a> {
         forward: impl FnOnce(&Model, &Input, &mut dyn Observer) -> models::Result<models::Outcome>,
     ) -> Result<Activations> {
         if let Some(start) = input.start_site() {
-            let sites = self.plan.captures.iter().map(|(_, site)| site).chain(self.edits.iter().map(|(site, _)| site));
-            if let Some(before) = sites.into_iter().find(|&&site| site < start) {
+            let edited = self.edits.iter().map(|(place, _)| place.site);
+            let mut sites = self.plan.captures.iter().map(|(_, site)| *site).chain(edited);
+            if let Some(before) = sites.find(|&site| self.model.sites().is_after(start, site)) {
                 return Err(Error::BeforeStart { site: before.to_string(), start: start.to_string() });
             }
         }
@@ -148,7 +150,7 @@ impl<'a> Run<'a> {
         let mut kept = value.shallow_clone();
         let torch = |source| Error::Torch { at: format!("capturing {site}"), source };
         if let Some(positions) = &self.positions {
-            kept = narrow(site, &kept, position_dimension(site), positions, "positions")?;
+            kept = narrow(site, &kept, Place::of(self.model, site).positions, positions, "positions")?;
             // A view would hold on to the whole.
             kept = kept.f_clone(&kept.f_empty_like().map_err(torch)?).map_err(torch)?;
         }
@@ -183,13 +185,13 @@ impl Observer for Capture<'_> {
     fn wants(&self, site: Site) -> bool {
         let run = self.run;
         run.plan.captures.iter().any(|(_, wanted)| *wanted == site)
-            || run.edits.iter().any(|(edited, _)| *edited == site)
+            || run.edits.iter().any(|(edited, _)| edited.site == site)
     }
 
     fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
         let mut changed: Option<Tensor> = None;
-        for (_, edit) in self.run.edits.iter().filter(|(edited, _)| *edited == site) {
-            changed = Some(edit.apply(site, changed.as_ref().unwrap_or(value), self.input)?);
+        for (place, edit) in self.run.edits.iter().filter(|(edited, _)| edited.site == site) {
+            changed = Some(edit.apply(place, changed.as_ref().unwrap_or(value), self.input)?);
         }
         if self.run.plan.captures.iter().any(|(_, wanted)| *wanted == site) {
             let kept = self.run.keep(site, changed.as_ref().unwrap_or(value))?;

@@ -1,14 +1,14 @@
 //! Scaled dot-product attention with causal, local and padding masks.
 //!
-//! `z = softmax(scale · q kᵀ + bias) v`, with `bias` zero where a query may look and the dtype's least value where it may
+//! `z = softmax(cap(scale · q kᵀ) + bias) v`, with `bias` zero where a query may look and the dtype's least value where it may
 //! not. GPT-Neo adds that value twice where both its own causal window and the padding forbid a key, as Hugging Face's
 //! code does; it matters only in rows that are padding themselves, and there the two families differ.
 
-use std::cell::OnceCell;
+use std::{cell::RefCell, ops::Range};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{AttentionKind, Model, config::BlockAttention, input::Checked};
+use crate::{Attention, Masking, Model, input::Checked};
 
 /// The masks of one run, made when a block first needs them.
 pub(crate) struct Masks {
@@ -21,8 +21,8 @@ pub(crate) struct Masks {
     added: bool,
     /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
     fill_up: bool,
-    global: OnceCell<Tensor>,
-    local: OnceCell<Tensor>,
+    /// What each window adds to the scores.
+    biases: RefCell<Vec<(Option<i64>, Tensor)>>,
 }
 
 impl Masks {
@@ -35,41 +35,38 @@ impl Masks {
             keys: cached + checked.length,
             kind,
             device,
-            added: model.config().family.adds_masks,
+            added: model.architecture().masks == Masking::Added,
             // A GPU has kernels of its own for every shape anyway.
             fill_up: device == Device::Cpu && several,
-            global: OnceCell::new(),
-            local: OnceCell::new(),
+            biases: RefCell::new(Vec::new()),
         }
     }
 
     /// The window, where it hides anything at this length.
-    fn window(&self, kind: AttentionKind) -> Option<i64> {
-        match kind {
-            AttentionKind::Local { window } if window < self.keys => Some(window),
-            _ => None,
-        }
+    fn window(&self, attention: &Attention) -> Option<i64> {
+        attention.window.filter(|window| *window < self.keys)
     }
 
     /// Whether plain causality says it all, so that no mask need exist.
-    fn plain(&self, kind: AttentionKind) -> bool {
-        self.attended.is_none() && self.window(kind).is_none() && (self.queries == self.keys || self.queries == 1)
+    fn plain(&self, attention: &Attention) -> bool {
+        self.attended.is_none() && self.window(attention).is_none() && (self.queries == self.keys || self.queries == 1)
     }
 
     /// What is added to the scores: `[1 or batch, 1, query, key]`.
-    fn bias(&self, kind: AttentionKind) -> Result<Tensor, TchError> {
-        let window = self.window(kind);
-        let cell = if window.is_some() { &self.local } else { &self.global };
-        if let Some(bias) = cell.get() {
+    fn bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
+        let window = self.window(attention);
+        let mut biases = self.biases.borrow_mut();
+        if let Some((_, bias)) = biases.iter().find(|(of, _)| *of == window) {
             return Ok(bias.shallow_clone());
         }
         let bias = self.make_bias(window)?;
-        Ok(cell.get_or_init(|| bias).shallow_clone())
+        biases.push((window, bias.shallow_clone()));
+        Ok(bias)
     }
 
     /// The same with `[.., query, key]` filled up: nothing sees the keys of the filling, and its queries see all others.
-    fn filled_up_bias(&self, kind: AttentionKind) -> Result<Tensor, TchError> {
-        let bias = self.bias(kind)?;
+    fn filled_up_bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
+        let bias = self.bias(attention)?;
         // Infinity, because a row in which everything is hidden by the least number is uniform over the keys that exist.
         let bias = bias.f_pad([0, missing(self.keys, KEYS)], "constant", f64::NEG_INFINITY)?;
         bias.f_constant_pad_nd([0, 0, 0, missing(self.queries, QUERIES)])
@@ -130,15 +127,44 @@ fn filled_up(tensor: &Tensor, unit: i64) -> Result<Tensor, TchError> {
     }
 }
 
+/// `[batch, head, query, d]` as `[batch, kv_head, queries of its heads, d]`, so that keys are multiplied without being
+/// repeated.
+fn grouped(tensor: &Tensor, kv_heads: i64) -> Result<Tensor, TchError> {
+    let (batch, heads, length, width) = tensor.size4()?;
+    if heads == kv_heads {
+        return Ok(tensor.shallow_clone());
+    }
+    tensor.f_reshape([batch, kv_heads, heads / kv_heads * length, width])
+}
+
+/// The opposite: one row of queries for each head.
+fn ungrouped(tensor: Tensor, attention: &Attention) -> Result<Tensor, TchError> {
+    let (batch, kv_heads, rows, width) = tensor.size4()?;
+    if attention.heads == kv_heads {
+        return Ok(tensor);
+    }
+    tensor.f_view([batch, attention.heads, rows * kv_heads / attention.heads, width])
+}
+
 /// What the softmax reads, `[batch, head, query, key]`, from queries and keys `[batch, head, position, d_head]`.
 pub(crate) fn scores(
     queries: &Tensor,
     keys: &Tensor,
-    block: BlockAttention,
-    in_f32: bool,
+    attention: &Attention,
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
-    let upcast = in_f32 && matches!(queries.f_kind()?, Kind::Half | Kind::BFloat16);
+    scores_of(queries, keys, attention, masks, 0..masks.queries)
+}
+
+/// The scores of the queries `rows`, which `queries` is.
+fn scores_of(
+    queries: &Tensor,
+    keys: &Tensor,
+    attention: &Attention,
+    masks: &Masks,
+    rows: Range<i64>,
+) -> Result<Tensor, TchError> {
+    let upcast = attention.in_f32 && matches!(queries.f_kind()?, Kind::Half | Kind::BFloat16);
     let queries = if masks.fill_up { filled_up(queries, QUERIES)? } else { queries.shallow_clone() };
     let (queries, keys) = if upcast {
         (queries.f_to_kind(Kind::Float)?, keys.f_to_kind(Kind::Float)?)
@@ -146,13 +172,17 @@ pub(crate) fn scores(
         (queries, keys.shallow_clone())
     };
     // In place, because nobody has seen the tensor yet, and it is the largest of the run.
-    let mut scores = queries.f_matmul(&keys.f_transpose(-2, -1)?)?.f_narrow(2, 0, masks.queries)?;
-    if block.scale != 1.0 {
-        scores = scores.f_mul_scalar_(block.scale)?;
+    let scores = grouped(&queries, attention.kv_heads)?.f_matmul(&keys.f_transpose(-2, -1)?)?;
+    let mut scores = ungrouped(scores, attention)?.f_narrow(2, 0, rows.end - rows.start)?;
+    if attention.scale != 1.0 {
+        scores = scores.f_mul_scalar_(attention.scale)?;
+    }
+    if let Some(cap) = attention.softcap {
+        scores = scores.f_div_scalar_(cap)?.f_tanh()?.f_mul_scalar(cap)?;
     }
     // A single query that nothing is hidden from needs no bias.
-    if !(masks.queries == 1 && masks.plain(block.kind)) {
-        scores = scores.f_add_(&masks.bias(block.kind)?)?;
+    if !(masks.queries == 1 && masks.plain(attention)) {
+        scores = scores.f_add_(&masks.bias(attention)?.f_narrow(2, rows.start, rows.end - rows.start)?)?;
     }
     scores.f_contiguous()
 }
@@ -165,11 +195,16 @@ pub(crate) fn pattern(scores: Tensor, kind: Kind) -> Result<Tensor, TchError> {
 }
 
 /// `z` from a pattern, `[batch, head, query, d_head]`.
-pub(crate) fn apply(pattern: &Tensor, values: &Tensor, masks: &Masks) -> Result<Tensor, TchError> {
-    if !masks.fill_up {
-        return pattern.f_matmul(values);
-    }
-    filled_up(pattern, QUERIES)?.f_matmul(values)?.f_narrow(2, 0, masks.queries)
+pub(crate) fn apply(
+    pattern: &Tensor,
+    values: &Tensor,
+    attention: &Attention,
+    masks: &Masks,
+) -> Result<Tensor, TchError> {
+    let rows = pattern.size4()?.2;
+    let pattern = if masks.fill_up { filled_up(pattern, QUERIES)? } else { pattern.shallow_clone() };
+    let z = ungrouped(grouped(&pattern, attention.kv_heads)?.f_matmul(values)?, attention)?;
+    if z.size4()?.2 == rows { Ok(z) } else { z.f_narrow(2, 0, rows) }
 }
 
 /// `z` without a pattern that anybody sees, `[batch, head, query, d_head]`; the scores never exist as a whole.
@@ -177,19 +212,53 @@ pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    block: BlockAttention,
+    attention: &Attention,
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
-    let plain = masks.plain(block.kind);
+    if attention.softcap.is_some() {
+        return attend_in_tiles(queries, keys, values, attention, masks);
+    }
+    let plain = masks.plain(attention);
+    let shared = attention.kv_heads != attention.heads;
+    let fused = |queries: &Tensor, keys: &Tensor, values: &Tensor, bias: Option<Tensor>, causal: bool| {
+        Tensor::f_scaled_dot_product_attention(queries, keys, values, bias, 0.0, causal, attention.scale, shared)
+    };
     if !masks.fill_up {
-        let bias = if plain { None } else { Some(masks.bias(block.kind)?) };
+        let bias = if plain { None } else { Some(masks.bias(attention)?) };
         let causal = plain && masks.queries > 1;
-        return Tensor::f_scaled_dot_product_attention(queries, keys, values, bias, 0.0, causal, block.scale, false);
+        return fused(queries, keys, values, bias, causal);
     }
     // Causality hides the keys of the filling from all queries but those that see all keys.
     let causal = plain && masks.queries == masks.keys;
-    let bias = if causal { None } else { Some(masks.filled_up_bias(block.kind)?) };
+    let bias = if causal { None } else { Some(masks.filled_up_bias(attention)?) };
     let (queries, keys, values) = (filled_up(queries, QUERIES)?, filled_up(keys, KEYS)?, filled_up(values, KEYS)?);
-    let z = Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, bias, 0.0, causal, block.scale, false)?;
-    z.f_narrow(2, 0, masks.queries)
+    fused(&queries, &keys, &values, bias, causal)?.f_narrow(2, 0, masks.queries)
+}
+
+/// Bytes of the scores that exist at once where the fused kernel cannot compute them.
+const TILE: i64 = 32 << 20;
+
+/// The same by scores of some queries at a time.
+fn attend_in_tiles(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    attention: &Attention,
+    masks: &Masks,
+) -> Result<Tensor, TchError> {
+    let (batch, heads, length, _) = queries.size4()?;
+    let row = 4 * (batch * heads * masks.keys).max(1);
+    let step = (TILE / row / QUERIES * QUERIES).max(QUERIES);
+    let kind = queries.f_kind()?;
+    let tile = |start: i64| {
+        let rows = start..(start + step).min(length);
+        let queries = queries.f_narrow(2, start, rows.end - rows.start)?;
+        let scores = scores_of(&queries, keys, attention, masks, rows)?;
+        apply(&pattern(scores, kind)?, values, attention, masks)
+    };
+    if length <= step {
+        return tile(0);
+    }
+    let tiles = (0..length).step_by(step as usize).map(tile).collect::<Result<Vec<_>, _>>()?;
+    Tensor::f_cat(&tiles, 2)
 }

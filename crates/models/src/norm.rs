@@ -1,0 +1,101 @@
+//! Layer and RMS norms.
+
+use tch::{Kind, TchError, Tensor};
+
+use crate::{Norm, NormKind};
+
+/// A norm and its weights, `[width]` each.
+pub(crate) struct Normer<T = Tensor> {
+    pub(crate) norm: Norm,
+    pub(crate) weight: Option<T>,
+    pub(crate) bias: Option<T>,
+}
+
+impl Normer {
+    /// Of `[.., width]`, over the last dimension, in the dtype of `x`.
+    pub(crate) fn apply(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let epsilon = self.norm.epsilon;
+        match (self.norm.kind, &self.weight) {
+            (NormKind::Layer { .. }, weight) => {
+                let width = x.size().last().copied().unwrap_or(0);
+                x.f_layer_norm([width], weight.as_ref(), self.bias.as_ref(), epsilon, false)
+            }
+            (_, None) => Ok(x.shallow_clone()),
+            (NormKind::Rms, Some(weight)) => normalised(x, epsilon)?.f_to_kind(x.f_kind()?)?.f_mul(weight),
+            (NormKind::RmsRoundedLast, Some(weight)) => {
+                let normalised = normalised(x, epsilon)?;
+                let kind = normalised.f_kind()?;
+                normalised.f_mul(&weight.f_to_kind(kind)?)?.f_to_kind(x.f_kind()?)
+            }
+            (NormKind::RmsUnitOffset, Some(weight)) => {
+                let normalised = normalised(x, epsilon)?;
+                let kind = normalised.f_kind()?;
+                normalised.f_mul(&weight.f_to_kind(kind)?.f_add_scalar(1.0)?)?.f_to_kind(x.f_kind()?)
+            }
+        }
+    }
+
+    /// The same, with input and weights in `kind`.
+    pub(crate) fn apply_in(&self, x: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
+        let turn = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_to_kind(kind)).transpose();
+        let there = Self { norm: self.norm, weight: turn(&self.weight)?, bias: turn(&self.bias)? };
+        there.apply(&x.f_to_kind(kind)?)
+    }
+}
+
+/// `x / sqrt(mean square + epsilon)`, at least in f32.
+fn normalised(x: &Tensor, epsilon: f64) -> Result<Tensor, TchError> {
+    let kind = x.f_kind()?;
+    let x = if matches!(kind, Kind::BFloat16 | Kind::Half) { x.f_to_kind(Kind::Float)? } else { x.shallow_clone() };
+    let square = x.f_square()?.f_mean_dim([-1].as_slice(), true, None)?;
+    x.f_mul(&square.f_add_scalar(epsilon)?.f_rsqrt()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    fn norm(kind: NormKind, weight: &Tensor) -> Normer {
+        Normer { norm: Norm { kind, epsilon: 1e-3 }, weight: Some(weight.shallow_clone()), bias: None }
+    }
+
+    #[test]
+    fn rms_norms_are_what_their_formulas_say() {
+        tch::manual_seed(0);
+        let (x, weight) =
+            (Tensor::randn([3, 8], (Kind::Float, Device::Cpu)), Tensor::randn([8], (Kind::Float, Device::Cpu)));
+        let exact = x.to_kind(Kind::Double);
+        let exact = &exact / (exact.square().mean_dim(-1, true, None) + 1e-3).sqrt();
+        let plain = &exact * weight.to_kind(Kind::Double);
+        let offset = &exact * (weight.to_kind(Kind::Double) + 1.0);
+        for (kind, expected) in
+            [(NormKind::Rms, &plain), (NormKind::RmsRoundedLast, &plain), (NormKind::RmsUnitOffset, &offset)]
+        {
+            let found = norm(kind, &weight).apply(&x).unwrap().to_kind(Kind::Double);
+            assert!(found.allclose(expected, 1e-6, 1e-6, false), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn in_bf16_the_families_round_at_different_places() {
+        tch::manual_seed(1);
+        let x = Tensor::randn([64, 32], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+        let weight = Tensor::randn([32], (Kind::Float, Device::Cpu)).to_kind(Kind::BFloat16);
+        let first = norm(NormKind::Rms, &weight).apply(&x).unwrap();
+        let last = norm(NormKind::RmsRoundedLast, &weight).apply(&x).unwrap();
+        assert_eq!((first.kind(), last.kind()), (Kind::BFloat16, Kind::BFloat16));
+        assert!(!first.equal(&last));
+        let (first, last) = (first.to_kind(Kind::Float), last.to_kind(Kind::Float));
+        assert!(first.allclose(&last, 1e-2, 1e-2, false));
+    }
+
+    #[test]
+    fn a_layer_norm_may_have_no_weights() {
+        let x = Tensor::randn([3, 8], (Kind::Float, Device::Cpu));
+        let norm = Norm { kind: NormKind::Layer { weights: false }, epsilon: 0.0 };
+        let found = Normer { norm, weight: None, bias: None }.apply(&x).unwrap();
+        assert!(found.mean_dim(-1, false, None).abs().max().double_value(&[]) < 1e-6);
+    }
+}
