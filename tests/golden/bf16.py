@@ -34,10 +34,11 @@ def main(names=()):
         if "same_as" in meta or names and folder.name not in names:
             continue
         model = common.load(folder, torch.bfloat16)
-        contexts = ids(ROWS, model.config.max_position_embeddings, model.config.vocab_size)
-        found = common.Run(model, contexts).sites
-        with common.float64_attention():
-            exact = common.Run(common.load(folder, torch.float64), contexts).sites
+        config = model.config.get_text_config()
+        contexts = ids(ROWS, config.max_position_embeddings, config.vocab_size)
+        found, model = common.Run(model, contexts).sites, common.load(folder, torch.float64)
+        with common.float64():
+            exact = common.Run(model, contexts).sites
         errors = {name: float(f"{rms(found[name] - exact[name]):.4e}") for name in meta["sites"]}
         common.write_json(folder / "bf16.json", {**common.versions(), "contexts": ROWS, "rms_error": errors})
         print(f"{folder.name:28} {max(errors.values()):.1e}", flush=True)

@@ -2,24 +2,29 @@
 
 A case is a folder with a small random checkpoint, `case.json` and `expected.safetensors`; README.md beside this file
 describes both. The references come from Hugging Face's eager implementation. Single sequences run in float64 with
-two casts of Hugging Face's widened, see `float64_attention`. Padded batches and generation run in float32, because a
-fully masked row depends on the dtype's smallest number.
+Hugging Face's casts to float32 widened, see `float64`. Padded batches and generation run in float32, because a fully
+masked row depends on the dtype's smallest number.
 """
 
 import contextlib
 import inspect
 import json
 import shutil
+import sys
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, GenerationConfig, GPT2Config, GPTNeoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.gpt_neo import modeling_gpt_neo
+
+import families
+from families import gpt2, gpt_neo, multimodal, tiny  # noqa: F401: cases take them from here
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -31,23 +36,9 @@ PADDED = (6, 4)  # lengths of the rows of a padded batch
 DTYPES = {"f64": torch.float64, "f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-# ---------------------------------------------------------------------------------------------------------- configs
-
-def gpt2(**settings):
-    """A tiny GPT-2 config."""
-    base = dict(vocab_size=61, n_positions=24, n_embd=12, n_layer=3, n_head=3, bos_token_id=1, eos_token_id=2)
-    return GPT2Config(**{**base, **settings}, architectures=["GPT2LMHeadModel"])
-
-
-def gpt_neo(**settings):
-    """A tiny GPT-Neo config; its window is shorter than the prompts."""
-    base = dict(vocab_size=53, max_position_embeddings=24, hidden_size=12, num_layers=4, num_heads=3, window_size=4,
-                attention_types=[[["global", "local"], 2]], bos_token_id=1, eos_token_id=2)
-    return GPTNeoConfig(**{**base, **settings}, architectures=["GPTNeoForCausalLM"])
-
-
 def sizes(config):
-    """(layers, heads) of either family."""
+    """(layers, heads) of any family."""
+    config = config.get_text_config()
     return config.num_hidden_layers, config.num_attention_heads
 
 
@@ -56,14 +47,15 @@ def sizes(config):
 def random_weights(config, seed, std):
     """A state dict in f32, under Hugging Face's names, that no error survives: every bias and norm matters."""
     rng = np.random.default_rng(seed)
+    neutral = 0.0 if config.model_type.startswith("gemma") else 1.0  # Gemma multiplies by 1 + w
     weights = {}
     for name, like in AutoModelForCausalLM.from_config(config).state_dict().items():
         value = rng.standard_normal(tuple(like.shape))
         if name.endswith("bias"):
             value = 0.3 * value
-        elif ".ln_" in name:
-            value = 1.0 + 0.4 * value
-        elif name.endswith(("wte.weight", "wpe.weight")):
+        elif ".ln_" in name or "norm" in name:
+            value = neutral + 0.4 * value
+        elif name.endswith(("wte.weight", "wpe.weight")) or ".embed_" in name:
             value = 0.5 * value
         else:
             value = std * value
@@ -91,6 +83,22 @@ def with_buffers(weights, config, bias_dtype=torch.float32):
         name = f"{prefix}h.{i}.attn" + (".attention" if neo else "")
         weights[f"{name}.bias"] = bias.view(1, 1, n, n).to(bias_dtype)
         weights[f"{name}.masked_bias"] = torch.tensor(-1e4 if i % 2 == 0 else -1e9)
+    return weights
+
+
+def with_rotary_buffers(weights, config):
+    """Adds what old checkpoints of Llama, GPT-NeoX and GPT-J carry and nobody needs: `inv_freq` is wrong. GPT-NeoX's head
+    gets its name on the hub."""
+    family, n = families.of(config), config.max_position_embeddings
+    weights = {name.replace("lm_head", "embed_out") if config.model_type == "gpt_neox" else name: value
+               for name, value in weights.items()}
+    for i in range(sizes(config)[0]):
+        name = f"{family.base}.{family.layers}.{i}.{family.attention}"
+        if config.model_type != "gptj":
+            weights[f"{name}.rotary_emb.inv_freq"] = torch.full((4,), 0.5 + i)
+        if config.model_type != "llama":
+            weights[f"{name}.bias"] = torch.ones(n, n, dtype=torch.bool).tril().view(1, 1, n, n)
+            weights[f"{name}.masked_bias"] = torch.tensor(-1e9)
     return weights
 
 
@@ -167,6 +175,14 @@ def write_sharded(folder, weights, shards=3, ending="safetensors"):
     write_json(folder / f"{stem}.{ending}.index.json", index)
 
 
+def write_model(folder, weights, config):
+    """As `save_pretrained` names the tensors."""
+    model = AutoModelForCausalLM.from_config(config)
+    lacks = model.load_state_dict(weights, strict=False)
+    assert not lacks.unexpected_keys and set(lacks.missing_keys) <= {"lm_head.weight"}
+    model.save_pretrained(folder)
+
+
 def save_bin(weights, path, legacy=False):
     """torch.save into an OrderedDict with `_metadata`, as `module.state_dict()` gives."""
     state = torch.nn.Module().state_dict()
@@ -205,6 +221,9 @@ def load(folder, dtype):
     """What a user gets from the folder, in `dtype`."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
     assert {p.dtype for p in model.parameters()} == {dtype}
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "longrope":  # makes its long factors when first run: now, not widened
+            module(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))
     return model
 
 
@@ -235,50 +254,96 @@ def float64_attention():
             setattr(owner, method, original)
 
 
+@contextlib.contextmanager
+def float64():
+    """Widens every cast to float32 of Hugging Face's: norms, softmax and rotation. Constants that a model has already
+    made keep their float32 values."""
+    def widened(function):
+        def wide(x):
+            return torch.float64 if x is torch.float32 else x
+        return lambda *args, **kwargs: function(*map(wide, args), **{key: wide(x) for key, x in kwargs.items()})
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(float64_attention())
+        for owner, name in [(torch.Tensor, "to"), (torch, "softmax"), (torch.nn.functional, "softmax")]:
+            stack.enter_context(mock.patch.object(owner, name, widened(getattr(owner, name))))
+        stack.enter_context(mock.patch.object(torch.Tensor, "float", torch.Tensor.double))
+        yield
+
+
 class Run:
     """One forward pass: every module's output under its name, the extra sites, and each block's inputs."""
 
     def __init__(self, model, ids, **inputs):
-        self.model, self.sites, self.calls = model, {}, []
+        self.model, self.sites, self.calls, self.repeated, self.shape = model, {}, [], set(), ids.shape
+        self.family = family = families.of(model.config)
+        self.base = model.get_submodule(family.base)
+        self.layers = self.base.get_submodule(family.layers)
+        self.decoder = [(name, m) for name, m in self.base.named_children() if name in family.decoder]
+        self.decoder.sort(key=lambda item: family.decoder.index(item[0]))
         layers, heads = sizes(model.config)
-        base = model.transformer
-        handles = [m.register_forward_hook(self.keep(name)) for name, m in model.named_modules() if name]
-        for i in range(layers):
+        handles = [m.register_forward_hook(self.keep(name)) for name, m in model.named_modules()
+                   if f"{name}.".startswith((f"{family.base}.", "lm_head."))]
+        for i, layer in enumerate(self.layers):
             attn = self.attention(i)
             pattern = f"h.{i}.attn.pattern"
+            handles.append(layer.register_forward_pre_hook(self.call, with_kwargs=True))
+            if not family.parallel:
+                first = layer.get_submodule(family.mlp[0])
+                handles.append(first.register_forward_pre_hook(self.enter(f"h.{i}.resid_mid")))
             handles += [
-                base.h[i].register_forward_pre_hook(self.call, with_kwargs=True),
-                base.h[i].ln_2.register_forward_pre_hook(self.enter(f"h.{i}.resid_mid")),
                 attn.register_forward_hook(lambda _, __, out, name=pattern: self.put(name, out[1])),
-                self.output_projection(i).register_forward_pre_hook(
+                attn.get_submodule(family.output).register_forward_pre_hook(
                     self.enter(f"h.{i}.attn.z", lambda z: z.unflatten(-1, (heads, -1)))),
             ]
-        with torch.no_grad():
+        with torch.no_grad(), self.watch_rotation():
             out = model(ids, use_cache=False, **inputs)
         for handle in handles:
             handle.remove()
+        for name in self.repeated:
+            del self.sites[name]
         self.put("logits", out.logits)
         self.put("input", self.calls[0][0])
-        self.put("final_layernorm", self.sites["transformer.ln_f"])
-        for i in range(layers):  # GPT-2's eager attention calls F.dropout, not the module
-            name = next(n for n, m in model.named_modules() if m is self.attention(i).attn_dropout)
-            self.put(name, self.sites[f"h.{i}.attn.pattern"])
+        norm = [name for name, _ in self.decoder if "norm" in name or name == "ln_f"]
+        self.put("final_layernorm", self.sites[f"{family.base}.{norm[0]}" if norm else self.name(layers - 1)])
+        if model.config.model_type in ["gpt2", "gpt_neo"]:
+            for i in range(layers):  # GPT-2's eager attention calls F.dropout, not the module
+                name = next(n for n, m in model.named_modules() if m is self.attention(i).attn_dropout)
+                self.put(name, self.sites[f"h.{i}.attn.pattern"])
+
+    def name(self, i):
+        return f"{self.family.base}.{self.family.layers}.{i}"
 
     def attention(self, i):
-        attn = self.model.transformer.h[i].attn
-        return getattr(attn, "attention", attn)
+        return self.layers[i].get_submodule(self.family.attention)
 
-    def output_projection(self, i):
-        attn = self.attention(i)
-        return attn.out_proj if hasattr(attn, "out_proj") else attn.c_proj
+    def watch_rotation(self):
+        """Keeps what enters the scores: queries and keys after their norms and rotation."""
+        if not self.family.rotary:
+            return contextlib.nullcontext()
+        owner, name = sys.modules[type(self.attention(0)).__module__], "eager_attention_forward"
+        if not hasattr(owner, name):  # GPT-J
+            owner, name = type(self.attention(0)), "_attn"
+        original = getattr(owner, name)
+
+        def watching(module, query, key, *args, **kwargs):
+            self.put(f"h.{module.layer_idx}.attn.q_rot", query.transpose(1, 2))
+            self.put(f"h.{module.layer_idx}.attn.k_rot", key.transpose(1, 2))
+            return original(module, query, key, *args, **kwargs)
+
+        return mock.patch.object(owner, name, watching)
 
     def put(self, name, value):
+        if value.dim() == 2:  # OPT runs its MLP over all positions of the batch as rows
+            value = value.unflatten(0, self.shape)
         self.sites[name] = value.detach().clone()
 
     def keep(self, name):
         def hook(_, __, out):
             if hasattr(out, "last_hidden_state"):
                 out = out.last_hidden_state
+            if name in self.sites:
+                self.repeated.add(name)
             self.put(name, out[0] if isinstance(out, tuple) else out)
         return hook
 
@@ -291,21 +356,39 @@ class Run:
     def block(self, i, stream):
         """Block `i` over another stream, with the mask it had."""
         _, args, kwargs = self.calls[i]
-        out = self.model.transformer.h[i](stream, *args, **kwargs)
+        out = self.layers[i](stream, *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
     def mlp(self, i, stream):
-        block = self.model.transformer.h[i]
-        return stream + block.mlp(block.ln_2(stream))
+        """The MLP half of block `i`."""
+        out = stream
+        for name in self.family.mlp:
+            out = self.layers[i].get_submodule(name)(out)
+        out = stream + out
+        for name in self.family.after:
+            out = self.layers[i].get_submodule(name)(out)
+        return out
+
+    def decode(self, stream):
+        """What turns the last stream into logits."""
+        for _, module in self.decoder:
+            stream = module(stream)
+        logits, cap = self.model.lm_head(stream), getattr(self.model.config, "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def decoder_names(self):
+        """`decode` in neutral names."""
+        names = [name if name == "project_out" else "final_layernorm" for name, _ in self.decoder]
+        return names + ["lm_head"]
 
 
 # ---------------------------------------------------------------------------------------------------------- the lens
 
-def lens_rows(layers):
+def lens_rows(run):
     """The rows in the order they run: (name, site of the stream)."""
     rows = [("input", "input")]
-    for i in range(layers):
-        rows += [(f"h.{i}.attn", f"h.{i}.resid_mid"), (f"h.{i}", f"transformer.h.{i}")]
+    for i in range(len(run.layers)):
+        rows += [(f"h.{i}.attn", f"h.{i}.resid_mid")] * (not run.family.parallel) + [(f"h.{i}", run.name(i))]
     return rows
 
 
@@ -315,11 +398,11 @@ def lens(run, first=None):
 
     Every measure compares with the model's real output. Gives the row names and the tensors.
     """
-    base, last = run.model.transformer, sizes(run.model.config)[0] - 1
+    last = len(run.layers) - 1
     left_out = {None: [], "block": [f"h.{last}.attn", f"h.{last}"], "mlp": [f"h.{last}"]}[first]
     step = {None: lambda x: x, "block": lambda x: run.block(last, x), "mlp": lambda x: run.mlp(last, x)}[first]
-    rows = [row for row in lens_rows(last + 1) if row[0] not in left_out]
-    decoded = torch.stack([run.model.lm_head(base.ln_f(step(run.sites[site])))[0] for _, site in rows])
+    rows = [row for row in lens_rows(run) if row[0] not in left_out]
+    decoded = torch.stack([run.decode(step(run.sites[site]))[0] for _, site in rows])
     assert decoded.dtype == torch.float64
 
     final = run.sites["logits"][0]
@@ -367,22 +450,27 @@ def error(found, expected):
     return ((found - expected).abs().max() / expected.abs().max().clamp(min=1)).item()
 
 
-def padded(ids, side):
+def padded(ids, side, lengths, opt):
     """Two rows of ids, the second short, and what Hugging Face is given for them."""
-    long, short = PADDED
+    long, short = lengths
     mask = torch.ones(2, long, dtype=torch.int64)
     mask[1, slice(0, long - short) if side == "left" else slice(short, long)] = 0
     ids = ids[:, :long].masked_fill(mask == 0, PAD)
     inputs = {"attention_mask": mask}
-    if side == "left":  # as transformers 5.23's generate() makes them
-        inputs["position_ids"] = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+    if side == "left":  # as transformers 5.23's generate() makes them, or OPT's own code
+        inputs["position_ids"] = (mask.cumsum(-1) - 1).masked_fill(mask == 0, -1 if opt else 0)
     return ids, inputs
 
 
-def greedy(model, ids, new, eos=None, **inputs):
+def default_positions(mask, opt):
+    """The positions that a model takes where it is given none."""
+    return mask.cumsum(-1) * mask - 1 if opt else torch.arange(mask.shape[1]).expand(mask.shape)
+
+
+def greedy(model, ids, new, eos=None, use_cache=True, **inputs):
     """generate()'s ids; refuses a path on which rounding could choose."""
     model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=new, eos_token_id=eos, pad_token_id=PAD,
+        do_sample=False, max_new_tokens=new, eos_token_id=eos, pad_token_id=PAD, use_cache=use_cache,
         output_scores=True, return_dict_in_generate=True)
     out = model.generate(ids, **inputs)
     best = torch.stack(out.scores).topk(2).values
@@ -413,15 +501,25 @@ def folder_of(file):
     return folder
 
 
+def settings(folder):
+    """What Hugging Face reads in config.json."""
+    read = AutoConfig.from_pretrained(folder).to_dict()
+    (read.get("rope_parameters") or {}).pop("type", None)  # stays beside `rope_type`, which was made of it
+    read.pop("_sliding_window_pattern", None)  # so does this beside `layer_types`
+    return read
+
+
 def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", change=None, write=write_safetensors,
-         raw_config=None, full_padding=False, decoders=False, eos=False):
+         raw_config=None, older=None, full_padding=False, decoders=False, eos=False, lengths=PADDED):
     """Writes the checkpoint and what it must give.
 
     change         the state dict as it goes to disk, from the one under Hugging Face's names
     raw_config     config.json's contents where Hugging Face would not write it so
+    older          writes config.json in the spelling of transformers 4, with these keys set or (None) removed
     full_padding   keep every site for the padded batches, not only blocks and logits
     decoders       also the lens through the last block, and through its MLP
     eos            also generation that ends, with an end-of-text id that fires
+    lengths        of the rows of the padded batches
     """
     folder = folder_of(file)
     weights = {k: v.to(DTYPES[dtype]) for k, v in random_weights(config, seed, std).items()}
@@ -431,10 +529,16 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
         config.save_pretrained(folder)
     else:
         write_json(folder / "config.json", raw_config)
+    if older is not None:
+        saved = settings(folder)
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(families.older(raw, older), indent=2) + "\n")
+        assert {**settings(folder), **saved} == settings(folder), "the older spelling says something else"
     (folder / "generation_config.json").unlink(missing_ok=True)
 
+    opt = config.model_type == "opt"
     rng = np.random.default_rng(seed + 1000)
-    ids = torch.from_numpy(rng.integers(3, config.vocab_size, (2, tokens)))
+    ids = torch.from_numpy(rng.integers(3, config.get_text_config().vocab_size, (2, tokens)))
     expected = {}
     meta = {
         "summary": read_docstring(folder / "generate.py"),
@@ -443,15 +547,17 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
     }
 
     # One sequence, in float64.
-    with float64_attention():
-        single = Run(load(folder, torch.float64), ids[:1])
-        expected.update({f"single/{k}": v.float() for k, v in single.sites.items()})
+    model = load(folder, torch.float64)
+    with float64():
+        single = Run(model, ids[:1])
+        assert {v.dtype for v in single.sites.values()} == {torch.float64}
+        expected.update({f"single/{k}": v.type(torch.float32) for k, v in single.sites.items()})
         meta["lens"], top = {}, None
-        for prefix, first in [("lens", None)] + [("lens_block", "block"), ("lens_mlp", "mlp")] * decoders:
+        last = sizes(config)[0] - 1
+        firsts = [("lens_block", "block", f"h.{last}"), ("lens_mlp", "mlp", f"h.{last}.mlp")]
+        for prefix, first, part in [("lens", None, None)] + firsts[:1 if single.family.parallel else 2] * decoders:
             names, measures, top = lens(single, first)
-            last = sizes(config)[0] - 1
-            decoder = {None: [], "block": [f"h.{last}"], "mlp": [f"h.{last}.mlp"]}[first]
-            meta["lens"][prefix] = {"names": names, "decoder": decoder + ["final_layernorm", "lm_head"]}
+            meta["lens"][prefix] = {"names": names, "decoder": [part] * (part is not None) + single.decoder_names()}
             expected.update({f"{prefix}/{k}": v for k, v in measures.items()})
         expected["lens/final_top1"] = top
 
@@ -463,18 +569,19 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
     meta["tolerance"] = float(f"{max(2e-5, 8 * noise):.1e}")
 
     # Padded batches, in float32.
+    blocks = {single.name(i) for i in range(last + 1)}
     for side in ["left", "right"]:
-        batch, inputs = padded(ids, side)
+        batch, inputs = padded(ids, side, lengths, opt)
         run = Run(model, batch, **inputs)
-        kept = {k: v for k, v in run.sites.items()
-                if full_padding or k == "logits" or k.removeprefix("transformer.h.").isdigit()}
+        kept = {k: v for k, v in run.sites.items() if full_padding or k == "logits" or k in blocks}
         expected.update({f"{side}/{k}": v for k, v in kept.items()})
-        positions = inputs.get("position_ids", torch.arange(batch.shape[1]).expand(2, -1))
-        meta[side] = {"ids": batch.tolist(), "attention_mask": inputs["attention_mask"].tolist(),
+        mask = inputs["attention_mask"]
+        positions = inputs.get("position_ids", default_positions(mask, opt))
+        meta[side] = {"ids": batch.tolist(), "attention_mask": mask.tolist(),
                       "position_ids": positions.tolist(), "sites": "all" if full_padding else "blocks"}
 
     # Generation, in float32.
-    batch, inputs = padded(ids, "left")
+    batch, inputs = padded(ids, "left", lengths, opt)
     inputs.pop("position_ids")  # generate() makes them
     meta["generate"] = {"max_new_tokens": new_tokens, "pad_id": PAD}
     expected["generate/greedy"] = greedy(model, ids[:1], new_tokens)
@@ -493,7 +600,7 @@ def copy_of(file, original, write, change=None):
     """The weights of another case, value for value, in another container: its expectations are the other's."""
     folder = folder_of(file)
     source = GOLDEN / original
-    config = transformers.AutoConfig.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source)
     weights = load_file(source / "model.safetensors")
     write(folder, change(weights, config) if change else weights)
     shutil.copy(source / "config.json", folder)

@@ -1,6 +1,6 @@
 """Checks the stored fixtures against Hugging Face transformers, without writing anything.
 
-Every checkpoint is loaded again as a user would and its logits, padded logits, greedy ids and lens are compared with
+Every checkpoint is loaded again as a user would and its sites, padded sites, greedy ids and lens are compared with
 `expected.safetensors`; a copy must also hold its original's weights bit for bit.
 """
 
@@ -41,25 +41,32 @@ def check(folder):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in ours), "the weights are not the original's"
 
-    with common.float64_attention():
-        run = common.Run(common.load(folder, torch.float64), torch.tensor(meta["single"]["ids"]))
+    wide = common.load(folder, torch.float64)
+    with common.float64():
+        run = common.Run(wide, torch.tensor(meta["single"]["ids"]))
     assert set(meta["sites"]) == set(run.sites)
+    assert {value.dtype for value in run.sites.values()} == {torch.float64}
     worst = max(compare(value, expected[f"single/{name}"], name) for name, value in run.sites.items())
     top = expected["lens/final_top1"]
     assert torch.equal(top, run.sites["logits"][0].argmax(-1))
 
-    last = meta["lens"]["lens"]["names"][-1]
-    last_row = {k: expected[f"lens/{k}"][-1] for k in ["ranks", "kl", "top1", "probs"]}
-    assert last.startswith("h.") and torch.equal(last_row["top1"].long(), top) and (last_row["ranks"] == 1).all()
-    assert last_row["kl"].abs().max() < 1e-12, "the last row is not the model's output"
+    for prefix in meta["lens"]:
+        last = meta["lens"][prefix]["names"][-1]
+        last_row = {k: expected[f"{prefix}/{k}"][-1] for k in ["ranks", "kl", "top1", "probs"]}
+        assert last.startswith("h.") and torch.equal(last_row["top1"].long(), top) and (last_row["ranks"] == 1).all()
+        assert last_row["kl"].abs().max() < 1e-12, "the last row is not the model's output"
     probs = run.sites["logits"][0].softmax(-1).gather(-1, top[:, None])[:, 0]
-    compare(last_row["probs"], probs, "lens/probs")
+    compare(expected["lens/probs"][-1], probs, "lens/probs")
 
     for side in ["left", "right"]:
         ids, batch = inputs(meta[side])
-        with torch.no_grad():
-            logits = model(ids, **batch).logits
-        compare(logits, expected[f"{side}/logits"], f"{side}/logits")
+        if side == "right":
+            del batch["position_ids"]
+        sites = common.Run(model, ids, **batch).sites
+        stored = {key.removeprefix(f"{side}/"): value for key, value in expected.items() if key.startswith(side)}
+        assert meta[side]["sites"] == ("all" if stored.keys() == sites.keys() else "blocks")
+        for name, value in stored.items():
+            compare(sites[name], value, f"{side}/{name}")
         # A real position must not feel the padding.
         for row, mask in enumerate(batch["attention_mask"].bool()):
             with torch.no_grad():
@@ -71,8 +78,9 @@ def check(folder):
     masks.pop("position_ids")
     for name, stop in [("greedy", None)] + [("eos", eos)] * (eos is not None):
         for suffix, ids, extra in [("", single, {}), ("_left", batch, masks)]:
-            found = common.greedy(model, ids, new, stop, **extra)
-            assert torch.equal(found, expected[f"generate/{name}{suffix}"]), f"generate/{name}{suffix} differs"
+            for use_cache in [True, False]:
+                found = common.greedy(model, ids, new, stop, use_cache, **extra)
+                assert torch.equal(found, expected[f"generate/{name}{suffix}"]), f"generate/{name}{suffix} differs"
     return worst
 
 

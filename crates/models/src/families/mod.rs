@@ -1,8 +1,16 @@
 //! What tells one model family from another, as data: one file each.
 
+mod gemma;
 mod gpt2;
 mod gpt_neo;
+mod gpt_neox;
+mod gptj;
 mod json;
+mod llama;
+mod olmo2;
+mod opt;
+mod phi;
+mod phi3;
 
 use serde_json::Value;
 
@@ -48,7 +56,24 @@ pub enum Layout {
 }
 
 /// All families.
-pub(crate) const ALL: [&Family; 2] = [&gpt2::GPT2, &gpt_neo::GPT_NEO];
+pub(crate) const ALL: [&Family; 16] = [
+    &gpt2::GPT2,
+    &gpt_neo::GPT_NEO,
+    &llama::LLAMA,
+    &llama::MISTRAL,
+    &llama::QWEN2,
+    &llama::QWEN3,
+    &gemma::GEMMA,
+    &gemma::GEMMA2,
+    &gemma::GEMMA3,
+    &gemma::GEMMA3_IN_MULTIMODAL,
+    &gpt_neox::GPT_NEOX,
+    &gptj::GPTJ,
+    &opt::OPT,
+    &phi::PHI,
+    &phi3::PHI3,
+    &olmo2::OLMO2,
+];
 
 impl Family {
     /// The family of a `model_type`.
