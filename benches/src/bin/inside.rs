@@ -39,7 +39,8 @@ use transformer_utils::{
     lens::{Lens, LensOptions, Measure, TunedLens, TunedLensConfig},
     lowmem::{Checkpoint, DtypeChoice, LoadOptions, Progress, Residency},
     models::{
-        Action, GenerateOptions, Input, LogitsAt, Model, NoObserver, Observer, ObserverError, Point, Site, generate,
+        Action, GenerateOptions, Input, Layout, LogitsAt, Model, NoObserver, Observer, ObserverError, Point, Site,
+        generate,
     },
     partial::{Plan, Run, partial_forward},
     tch::{self, Device, Kind, Tensor, utils},
@@ -309,7 +310,7 @@ impl Bench {
     /// they do in the forward. Inputs lie ready in the form that the library wants; results are dropped.
     fn products(&self) -> Result<Vec<Figure>> {
         let matrices = self.matrices()?;
-        let kind = self.model.unembedding()?.f_kind()?;
+        let kind = self.model.unembedding()?.kind()?;
         let mut figures = Vec::new();
         for &tokens in &self.lengths {
             let input = self.input(tokens)?;
@@ -337,21 +338,22 @@ impl Bench {
     /// All matrices that a token is multiplied by, in order.
     fn matrices(&self) -> Result<Vec<Matrix>> {
         let parts = self.model.parts();
-        let out_in = self.model.config().family.model_type != "gpt2";
+        let out_in = self.model.config().family.layout() == Layout::OutIn;
         let mut matrices = Vec::new();
         for (part, label) in parts.labels().iter().enumerate() {
             if label.starts_with("h.") {
-                let mut tensors = parts.get(part, None)?.into_iter().peekable();
-                while let Some(weight) = tensors.next() {
+                let mut tensors = parts.names(part)?.into_iter().zip(parts.get(part, None)?).peekable();
+                while let Some((_, weight)) = tensors.next() {
                     if weight.dim() == 2 {
-                        // A vector after a matrix is its bias, unless it begins the next norm; no family has a matrix
-                        // without a bias before a norm.
-                        matrices.push(Matrix { weight, bias: tensors.next_if(|next| next.dim() == 1), out_in });
+                        let bias = tensors.next_if(|(name, _)| name.ends_with(".bias"));
+                        matrices.push(Matrix { weight, bias: bias.map(|(_, bias)| bias), out_in });
                     }
                 }
             }
         }
-        matrices.push(Matrix { weight: self.model.unembedding()?, bias: None, out_in: true });
+        let head = self.model.unembedding()?;
+        let bias = head.bias().map(Tensor::shallow_clone);
+        matrices.push(Matrix { weight: head.weight().shallow_clone(), bias, out_in: true });
         Ok(matrices)
     }
 
@@ -537,7 +539,7 @@ impl Bench {
     fn lens(&self) -> Result<Vec<Figure>> {
         let input = self.input(self.tokens)?;
         let ids = self.ids(self.tokens);
-        let unembedding = self.model.unembedding()?;
+        let unembedding = self.model.unembedding()?.weight().shallow_clone();
         let (vocabulary, width) = unembedding.size2()?;
         let rows = Lens::new(&self.model, LensOptions::default())?.row_names().count() as i64;
         let options = (unembedding.f_kind()?, unembedding.device());

@@ -254,8 +254,8 @@ fn seen(model: &Model, mut taken: Vec<Tensor>) -> Result<Seen> {
     let own = logits.f_argmax(-1, true)?;
     let mut ranks = Vec::new();
     for stream in &taken {
-        let normed = norm.apply(stream, Kind::Float)?.f_to_kind(unembedding.f_kind()?)?;
-        let row = Factor::new(&normed)?.times_transposed(&unembedding, None)?.f_to_kind(Kind::Float)?;
+        let normed = norm.apply(stream, Kind::Float)?.f_to_kind(unembedding.kind()?)?;
+        let row = unembedding.logits(&Factor::new(&normed)?)?.f_to_kind(Kind::Float)?;
         let target = row.f_gather(-1, &own, false)?;
         let higher = row.f_gt_tensor(&target)?.f_sum_dim_intlist([-1].as_slice(), false, Kind::Int64)?;
         ranks.push(Tensor::f_stack(&[higher, row.f_argmax(-1, false)?], 0)?);

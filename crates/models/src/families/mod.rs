@@ -90,6 +90,11 @@ impl Family {
         self.prefixes.first().copied().unwrap_or("")
     }
 
+    /// Which way matrices lie in a checkpoint.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
     /// The family's own names of a point, its module's first.
     pub(crate) fn names_of(&self, point: Point) -> impl Iterator<Item = &'static str> + use<> {
         let module = self.module(point);
