@@ -47,13 +47,19 @@ impl Masks {
         attention.window.filter(|window| *window < self.keys)
     }
 
-    /// Whether plain causality says it all, so that no mask need exist.
-    fn plain(&self, attention: &Attention) -> bool {
-        self.attended.is_none() && self.window(attention).is_none() && (self.queries == self.keys || self.queries == 1)
+    /// Whether plain causality says it all, so that no mask need exist. `held` is how many keys there are: the last ones.
+    fn plain(&self, attention: &Attention, held: i64) -> bool {
+        let last_sees_all = self.queries == 1 && attention.window.is_none_or(|window| held <= window);
+        self.attended.is_none() && (last_sees_all || self.window(attention).is_none() && self.queries == held)
     }
 
-    /// What is added to the scores: `[1 or batch, 1, query, key]`.
-    fn bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
+    /// What is added to the scores of the last `held` keys: `[1 or batch, 1, query, key]`.
+    fn bias(&self, attention: &Attention, held: i64) -> Result<Tensor, TchError> {
+        let bias = self.whole_bias(attention)?;
+        if held == self.keys { Ok(bias) } else { bias.f_narrow(3, self.keys - held, held) }
+    }
+
+    fn whole_bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
         let window = self.window(attention);
         let mut biases = self.biases.borrow_mut();
         if let Some((_, bias)) = biases.iter().find(|(of, _)| *of == window) {
@@ -65,10 +71,10 @@ impl Masks {
     }
 
     /// The same with `[.., query, key]` filled up: nothing sees the keys of the filling, and its queries see all others.
-    fn filled_up_bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
-        let bias = self.bias(attention)?;
+    fn filled_up_bias(&self, attention: &Attention, held: i64) -> Result<Tensor, TchError> {
+        let bias = self.bias(attention, held)?;
         // Infinity, because a row in which everything is hidden by the least number is uniform over the keys that exist.
-        let bias = bias.f_pad([0, missing(self.keys, KEYS)], "constant", f64::NEG_INFINITY)?;
+        let bias = bias.f_pad([0, missing(held, KEYS)], "constant", f64::NEG_INFINITY)?;
         bias.f_constant_pad_nd([0, 0, 0, missing(self.queries, QUERIES)])
     }
 
@@ -181,8 +187,9 @@ fn scores_of(
         scores = scores.f_div_scalar_(cap)?.f_tanh()?.f_mul_scalar(cap)?;
     }
     // A single query that nothing is hidden from needs no bias.
-    if !(masks.queries == 1 && masks.plain(attention)) {
-        scores = scores.f_add_(&masks.bias(attention)?.f_narrow(2, rows.start, rows.end - rows.start)?)?;
+    let held = keys.size4()?.2;
+    if !(masks.queries == 1 && masks.plain(attention, held)) {
+        scores = scores.f_add_(&masks.bias(attention, held)?.f_narrow(2, rows.start, rows.end - rows.start)?)?;
     }
     scores.f_contiguous()
 }
@@ -218,19 +225,20 @@ pub(crate) fn attend(
     if attention.softcap.is_some() {
         return attend_in_tiles(queries, keys, values, attention, masks);
     }
-    let plain = masks.plain(attention);
+    let held = keys.size4()?.2;
+    let plain = masks.plain(attention, held);
     let shared = attention.kv_heads != attention.heads;
     let fused = |queries: &Tensor, keys: &Tensor, values: &Tensor, bias: Option<Tensor>, causal: bool| {
         Tensor::f_scaled_dot_product_attention(queries, keys, values, bias, 0.0, causal, attention.scale, shared)
     };
     if !masks.fill_up {
-        let bias = if plain { None } else { Some(masks.bias(attention)?) };
+        let bias = if plain { None } else { Some(masks.bias(attention, held)?) };
         let causal = plain && masks.queries > 1;
         return fused(queries, keys, values, bias, causal);
     }
     // Causality hides the keys of the filling from all queries but those that see all keys.
-    let causal = plain && masks.queries == masks.keys;
-    let bias = if causal { None } else { Some(masks.filled_up_bias(attention)?) };
+    let causal = plain && masks.queries == held;
+    let bias = if causal { None } else { Some(masks.filled_up_bias(attention, held)?) };
     let (queries, keys, values) = (filled_up(queries, QUERIES)?, filled_up(keys, KEYS)?, filled_up(values, KEYS)?);
     fused(&queries, &keys, &values, bias, causal)?.f_narrow(2, 0, masks.queries)
 }
@@ -247,7 +255,7 @@ fn attend_in_tiles(
     masks: &Masks,
 ) -> Result<Tensor, TchError> {
     let (batch, heads, length, _) = queries.size4()?;
-    let row = 4 * (batch * heads * masks.keys).max(1);
+    let row = 4 * (batch * heads * keys.size4()?.2).max(1);
     let step = (TILE / row / QUERIES * QUERIES).max(QUERIES);
     let kind = queries.f_kind()?;
     let tile = |start: i64| {

@@ -51,6 +51,8 @@ struct Block {
     /// `[batch, head, capacity, d_head]`
     keys: Tensor,
     values: Tensor,
+    /// The position that the first of them belongs to: those before are out of sight.
+    first: i64,
 }
 
 impl KvCache {
@@ -102,14 +104,20 @@ impl KvCache {
         }
     }
 
-    /// Adds keys and values (`[batch, head, position, d_head]`) of new positions and returns those of all positions.
-    /// They count only after [`KvCache::commit`].
-    pub(crate) fn extend(&mut self, block: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// Adds keys and values (`[batch, head, position, d_head]`) of new positions and returns those of all positions that the
+    /// new ones may see: with a window, of the last ones. They count only after [`KvCache::commit`].
+    pub(crate) fn extend(
+        &mut self,
+        block: usize,
+        keys: &Tensor,
+        values: &Tensor,
+        window: Option<i64>,
+    ) -> Result<(Tensor, Tensor)> {
         let start = self.length;
         let slot = self.blocks.get_mut(block);
         let slot = slot.filter(|slot| start == 0 || slot.is_some());
         let slot = slot.ok_or(Error::CacheIncomplete { block, positions: start })?;
-        extended(slot, keys, values, start).at(Site::block(block, Point::Pattern))
+        extended(slot, keys, values, start, window).at(Site::block(block, Point::Pattern))
     }
 
     pub(crate) fn commit(&mut self, new: i64) {
@@ -117,36 +125,47 @@ impl KvCache {
     }
 }
 
-/// Keys and values of the first `start` positions and the new ones, which are put behind them.
+/// Keys and values of the first `start` positions, as far as the new ones see them, and the new ones, which are put behind.
 fn extended(
     slot: &mut Option<Block>,
     keys: &Tensor,
     values: &Tensor,
     start: i64,
+    window: Option<i64>,
 ) -> Result<(Tensor, Tensor), TchError> {
     let new = keys.size4()?.2;
     let end = start + new;
-    let enough = |held: &Block| held.keys.size().get(2).is_some_and(|&capacity| capacity >= end);
+    // The first new position sees itself and `window - 1` before it.
+    let needed = window.map_or(0, |window| (start - window + 1).max(0));
+    let enough = |held: &Block| {
+        let capacity = held.keys.size().get(2).copied().unwrap_or(0);
+        held.first <= needed && end - held.first <= capacity
+    };
     let held = match slot {
         Some(held) if enough(held) => held,
         _ => {
-            let capacity = (end as u64).next_power_of_two().max(32) as i64;
-            let old = slot.as_ref();
-            let keys = grown(old.map(|held| &held.keys), keys, start, capacity)?;
-            let values = grown(old.map(|held| &held.values), values, start, capacity)?;
-            slot.insert(Block { keys, values })
+            // With a window, room for as many again, so that what is out of sight is dropped once in a while.
+            let room = if window.is_some() { (end - needed).saturating_mul(2) } else { end };
+            let capacity = (room as u64).next_power_of_two().max(32) as i64;
+            let old = slot.as_ref().map(|held| (held, held.first));
+            let part = |tensor: fn(&Block) -> &Tensor| old.map(|(held, first)| (tensor(held), needed - first));
+            let keys = grown(part(|held| &held.keys), keys, start - needed, capacity)?;
+            let values = grown(part(|held| &held.values), values, start - needed, capacity)?;
+            slot.insert(Block { keys, values, first: needed })
         }
     };
-    held.keys.f_narrow(2, start, new)?.f_copy_(keys)?;
-    held.values.f_narrow(2, start, new)?.f_copy_(values)?;
-    Ok((held.keys.f_narrow(2, 0, end)?, held.values.f_narrow(2, 0, end)?))
+    held.keys.f_narrow(2, start - held.first, new)?.f_copy_(keys)?;
+    held.values.f_narrow(2, start - held.first, new)?.f_copy_(values)?;
+    let seen = |tensor: &Tensor| tensor.f_narrow(2, needed - held.first, end - needed);
+    Ok((seen(&held.keys)?, seen(&held.values)?))
 }
 
-fn grown(held: Option<&Tensor>, like: &Tensor, length: i64, capacity: i64) -> Result<Tensor, TchError> {
+/// Room for `capacity` positions that begins with `length` of those held, from a place on.
+fn grown(held: Option<(&Tensor, i64)>, like: &Tensor, length: i64, capacity: i64) -> Result<Tensor, TchError> {
     let (batch, heads, _, width) = like.size4()?;
     let room = Tensor::f_empty([batch, heads, capacity, width], (like.f_kind()?, like.device()))?;
-    if let Some(held) = held {
-        room.f_narrow(2, 0, length)?.f_copy_(&held.f_narrow(2, 0, length)?)?;
+    if let Some((held, from)) = held {
+        room.f_narrow(2, 0, length)?.f_copy_(&held.f_narrow(2, from, length)?)?;
     }
     Ok(room)
 }
@@ -161,11 +180,35 @@ mod tests {
         let new = |length| Tensor::zeros([1, 1, length, 4], (Kind::Float, Device::Cpu));
         let mut cache = KvCache::new();
         cache.begin(layout).unwrap();
-        assert_eq!(cache.extend(0, &new(3), &new(3)).unwrap().0.size(), [1, 1, 3, 4]);
+        assert_eq!(cache.extend(0, &new(3), &new(3), None).unwrap().0.size(), [1, 1, 3, 4]);
         cache.commit(3);
-        assert_eq!(cache.extend(0, &new(2), &new(2)).unwrap().0.size(), [1, 1, 5, 4]);
-        let missing = cache.extend(1, &new(2), &new(2)).unwrap_err();
+        assert_eq!(cache.extend(0, &new(2), &new(2), None).unwrap().0.size(), [1, 1, 5, 4]);
+        let missing = cache.extend(1, &new(2), &new(2), None).unwrap_err();
         assert!(matches!(missing, Error::CacheIncomplete { block: 1, positions: 3 }), "{missing}");
-        assert!(matches!(cache.extend(2, &new(2), &new(2)), Err(Error::CacheIncomplete { block: 2, .. })));
+        assert!(matches!(cache.extend(2, &new(2), &new(2), None), Err(Error::CacheIncomplete { block: 2, .. })));
+    }
+
+    #[test]
+    fn a_window_keeps_what_can_still_be_seen() {
+        let layout = CacheLayout { layers: 1, batch: 1, heads: 2, d_head: 1, kind: Kind::Float, device: Device::Cpu };
+        let at = |positions: std::ops::Range<i64>| {
+            let row = Tensor::arange_start(positions.start, positions.end, (Kind::Float, Device::Cpu));
+            row.view([1, 1, -1, 1]).expand([1, 2, positions.end - positions.start, 1], false)
+        };
+        let mut cache = KvCache::new();
+        cache.begin(layout).unwrap();
+        let mut length = 0;
+        let mut most = 0;
+        for new in [5, 1, 1, 1, 7, 3].into_iter().chain(std::iter::repeat_n(1, 300)) {
+            let (keys, values) = (at(length..length + new), at(length..length + new));
+            let (keys, values) = cache.extend(0, &keys, &values, Some(4)).unwrap();
+            let seen = at((length - 3).max(0)..length + new);
+            assert!(keys.equal(&seen) && values.equal(&seen), "{length} and {new}");
+            cache.commit(new);
+            length += new;
+            most = most.max(cache.bytes());
+        }
+        // Two tensors of two heads, 32 positions and 4 bytes.
+        assert_eq!((cache.len(), most), (318, 512));
     }
 }

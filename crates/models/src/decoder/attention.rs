@@ -31,8 +31,10 @@ impl Run<'_> {
         let queries = heads_first(&queries, site(Point::HeadQuery))?;
         let mut keys = heads_first(&keys, site(Point::HeadKey))?;
         let mut values = heads_first(&values, site(Point::HeadValue))?;
+        // A sum over keys that are hidden anyway is made in another order: who asks for the same bits keeps them.
+        let window = attention.window.filter(|_| !self.model.numerics().alike_rows);
         if let Some(cache) = &mut self.cache {
-            (keys, values) = cache.extend(block, &keys, &values)?;
+            (keys, values) = cache.extend(block, &keys, &values, window)?;
         }
         let at = site(Point::Pattern);
         let seen = self.observer.wants(site(Point::Scores)) || self.observer.wants(at);
