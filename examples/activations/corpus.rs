@@ -425,7 +425,9 @@ impl Job<'_> {
                 let site = sites.parse(name)?;
                 let pattern = matches!(site.point, Point::Scores | Point::Pattern);
                 // Of a pattern, [batch, head, query, key] to [batch, query, head, key].
-                let values = values.f_transpose(1, sites.position_dimension(site) as i64)?;
+                let positions = sites.position_dimension(site);
+                let positions = positions.with_context(|| format!("{name} has no value for each token"))?;
+                let values = values.f_transpose(1, positions as i64)?;
                 if tensors.len() == place {
                     let mut shape = values.size();
                     shape.splice(..2, [file.tokens as i64]);

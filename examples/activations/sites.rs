@@ -3,7 +3,7 @@
 use serde::Serialize;
 use transformer_utils::{
     lowmem::Dtype,
-    models::{Attention, SiteInfo, Stage},
+    models::{Attention, SiteInfo, Stage, Values},
 };
 
 use crate::common::{model::Opened, table};
@@ -19,9 +19,10 @@ pub struct Listed {
 
 /// The dtype of a site's value in this run.
 fn dtype(opened: &Opened, info: &SiteInfo) -> String {
-    match opened.model.parts().dtype() {
-        Dtype::Bf16 | Dtype::F16 if info.at_least_f32 => Dtype::F32.to_string(),
-        dtype => dtype.to_string(),
+    match (opened.model.parts().dtype(), info.values) {
+        (_, Values::Integers) => Dtype::I64.to_string(),
+        (Dtype::Bf16 | Dtype::F16, Values::AtLeastF32) => Dtype::F32.to_string(),
+        (dtype, _) => dtype.to_string(),
     }
 }
 

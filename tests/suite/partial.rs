@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use transformer_utils::{
     lowmem::{LoadOptions, Residency},
-    models::{Action, Error as ModelError, Input, KvCache, LogitsAt, Model, Observer, ObserverError, Point, Site},
+    models::{Action, Error as ModelError, Input, KvCache, LogitsAt, Model, Observer, ObserverError, Point, Site, Values},
     partial::{Activations, Edit, Error, Run, partial_forward},
     tch::{Device, Kind, TchError, Tensor},
 };
@@ -104,7 +104,11 @@ fn every_listed_name_is_a_site_with_the_listed_shape() {
         let case = case(name);
         let model = case.model(&LoadOptions::default());
         for info in model.sites().iter() {
-            let kind = if info.at_least_f32 { Kind::Float } else { model.parts().dtype().kind() };
+            let kind = match info.values {
+                Values::AtLeastF32 => Kind::Float,
+                Values::Integers => Kind::Int64,
+                _ => model.parts().dtype().kind(),
+            };
             for name in info.names.iter().chain(&info.lens_names) {
                 assert_eq!(model.sites().parse(name).unwrap(), info.site);
                 let value = one(&model, name, &case.input("single"));

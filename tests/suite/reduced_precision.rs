@@ -2,7 +2,7 @@
 
 use transformer_utils::{
     lowmem::{Dtype, DtypeChoice, LoadOptions},
-    models::{Input, Model},
+    models::{Input, Model, Values},
     partial::{Activations, partial_forward},
     tch::{Kind, Tensor},
 };
@@ -39,8 +39,11 @@ fn worst(
         let theirs = errors[*name].as_f64().unwrap();
         let (found, exact) = (found.get(name).unwrap(), exact.get(name).unwrap());
         let sites = model.sites();
-        let wide = sites.info(sites.parse(name).unwrap()).at_least_f32;
-        assert_eq!(found.kind(), if wide { Kind::Float } else { Kind::BFloat16 }, "{} {name}", case.name);
+        let kind = match sites.info(sites.parse(name).unwrap()).values {
+            Values::AtLeastF32 => Kind::Float,
+            _ => Kind::BFloat16,
+        };
+        assert_eq!(found.kind(), kind, "{} {name}", case.name);
         let error = rms(&(found.to_kind(Kind::Double) - exact.to_kind(Kind::Double)));
         if error > RATIO * theirs + NOISE * rms(exact) {
             failures.push(format!("{} {name}: {error:.3e}, Hugging Face's {theirs:.3e}", case.name));

@@ -200,7 +200,7 @@ pub enum Projections {
 /// What a layer computes at each position by itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mlp {
-    /// Width of the hidden layer: the neurons.
+    /// Width of the hidden layer: the neurons. With experts, of each of them.
     pub d_mlp: i64,
     /// The non-linearity.
     pub activation: Activation,
@@ -208,6 +208,33 @@ pub struct Mlp {
     pub gate: Gate,
     /// Whether the projections have biases.
     pub bias: bool,
+    /// Where there are several such MLPs, and each token goes to some of them.
+    pub experts: Option<Experts>,
+}
+
+/// A mixture of experts (Shazeer et al., 2017): a router scores them for each token, and what the best ones say is added up,
+/// each weighted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Experts {
+    /// How many there are.
+    pub count: i64,
+    /// How many each token goes to.
+    pub chosen: i64,
+    /// From scores to weights.
+    pub routing: Routing,
+}
+
+/// How a router's scores become weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Routing {
+    /// The best by a softmax over all experts, computed in f32.
+    SoftmaxFirst {
+        /// Whether the weights of the chosen ones are made to add up to one.
+        renormalised: bool,
+        /// Whether they are rounded to the dtype of the run.
+        rounded: bool,
+    },
 }
 
 /// The gate of an MLP (Shazeer, 2020): neurons are `activation(gate(x)) · up(x)`.
@@ -279,11 +306,17 @@ impl Layer {
             points.push(Point::ResidMid);
         }
         points.extend(self.mlp_norms.before.map(|_| Point::Norm2));
-        points.extend(match self.mlp.gate {
+        if let Some(experts) = self.mlp.experts {
+            points.extend([Point::Router, Point::ExpertChoice, Point::ExpertWeights]);
+            points.extend((0..experts.count as usize).map(Point::Expert));
+            points.push(Point::ExpertSum);
+        }
+        let dense = self.mlp.experts.is_none().then_some(self.mlp.gate);
+        points.extend(dense.map_or([].as_slice(), |gate| match gate {
             Gate::None => [Point::MlpInput, Point::MlpActivation].as_slice(),
             Gate::Separate => &[Point::MlpGate, Point::MlpActivation, Point::MlpInput, Point::Neurons],
             Gate::SideBySide => &[Point::MlpGateInput, Point::MlpActivation, Point::Neurons],
-        });
+        }));
         points.push(Point::MlpOutput);
         points.extend(self.mlp_norms.after.map(|_| Point::MlpNorm));
         points.extend(self.mlp_norms.stream.map(|_| Point::Norm2));
@@ -375,6 +408,10 @@ impl Layer {
         if attention.heads % attention.kv_heads != 0 {
             let expected = format!("a divisor of the {} heads", attention.heads);
             return Err(number("the number of key heads", attention.kv_heads, expected));
+        }
+        if let Some(experts) = self.mlp.experts {
+            within("the number of experts", experts.count, 1 << 12)?;
+            within("the number of chosen experts", experts.chosen, experts.count)?;
         }
         if let Some(window) = attention.window
             && window < 1

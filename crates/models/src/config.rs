@@ -67,10 +67,13 @@ impl Config {
         if kind == "bias" {
             return Initial::Bias;
         }
-        let is = |point| {
-            let own = self.family.module(point);
-            own.is_some_and(|own| module == own || module.strip_suffix(own).is_some_and(|rest| rest.ends_with('.')))
+        let ends = |own: &str| module == own || module.strip_suffix(own).is_some_and(|rest| rest.ends_with('.'));
+        // Of an expert's module, what follows its number.
+        let of_expert = |point| {
+            let own = self.family.expert_modules.iter().find(|(of, _)| *of == point);
+            own.and_then(|(_, name)| name.rsplit('.').next())
         };
+        let is = |point| self.family.module(point).is_some_and(ends) || of_expert(point).is_some_and(ends);
         if shape.len() == 1 {
             let norms =
                 self.architecture.final_norm.into_iter().chain(self.architecture.layers.iter().flat_map(|layer| {

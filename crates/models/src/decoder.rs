@@ -11,6 +11,7 @@
 
 mod attention;
 mod embed;
+mod experts;
 mod head;
 mod mlp;
 
@@ -155,7 +156,8 @@ impl<'a> Run<'a> {
         let mut attended = begin.attended;
         for (block, layer) in architecture.layers.iter().enumerate().skip(begin.block) {
             self.blocks_run += 1;
-            let next = if self.ends_in(Stage::Block(block)) { None } else { Some(map.layer(block + 1)) };
+            // Which experts come next is known when the router has spoken.
+            let next = (!self.ends_in(Stage::Block(block)) && layer.mlp.experts.is_none()).then(|| map.layer(block + 1));
             let tensors = model.parts().get(map.layer(block), next).map_err(Error::from)?;
             let mut shelf = Placed::new(model.config().family, tensors);
             let weights = LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
@@ -246,7 +248,7 @@ impl<'a> Run<'a> {
                 Some(norm) => self.normed(Some(norm), site(Point::Norm2), &x)?,
                 None => read,
             };
-            let mlp = self.mlp(block, &layer.mlp, weights, &read)?;
+            let mlp = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
             let mlp = self.normed(second.after.as_ref(), site(Point::MlpNorm), &mlp)?;
             let sum = attention.f_add(&mlp).and_then(|both| both.f_add(&x)).at(site(Point::Output))?;
             return self.show(site(Point::Output), sum);
@@ -262,7 +264,7 @@ impl<'a> Run<'a> {
             self.show(site(Point::ResidMid), sum)?
         };
         let read = self.normed(second.before.as_ref(), site(Point::Norm2), &x)?;
-        let added = self.mlp(block, &layer.mlp, weights, &read)?;
+        let added = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
         let added = self.normed(second.after.as_ref(), site(Point::MlpNorm), &added)?;
         let sum = x.f_add(&added).at(site(Point::Output))?;
         let sum = self.normed(second.stream.as_ref(), site(Point::Norm2), &sum)?;

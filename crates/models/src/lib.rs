@@ -44,8 +44,8 @@ mod weights;
 
 pub use activation::Activation;
 pub use architecture::{
-    Architecture, Attention, Embedding, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind, NormOver,
-    Norms, Projections, QueryKeyNorm, Residual,
+    Architecture, Attention, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind, NormOver,
+    Norms, Projections, QueryKeyNorm, Residual, Routing,
 };
 pub use cache::{CacheLayout, KvCache};
 pub use config::{Config, Initial};
@@ -57,7 +57,7 @@ pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, g
 pub use input::{Input, LogitsAt};
 pub use lowmem::{first_line, prepare_libtorch};
 pub use model::{Model, Tail};
-pub use names::{Axis, Dimension, SiteInfo, Sites};
+pub use names::{Axis, Dimension, SiteInfo, Sites, Values};
 pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use products::{Library, Products};

@@ -185,8 +185,8 @@ impl Model {
         &self.order
     }
 
-    pub(crate) fn part_map(&self) -> PartMap {
-        self.map
+    pub(crate) fn part_map(&self) -> &PartMap {
+        &self.map
     }
 
     /// The parts that hold the weights.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{
     Architecture, Config, Error, Layer, Point, Result, Site, Stage,
-    architecture::{Gate, NormKind, NormOver, Residual},
+    architecture::{Gate, NormKind, NormOver, Residual, Routing},
     site::Order,
 };
 
@@ -58,6 +58,7 @@ fn lens_point(layer: &Layer, name: &str) -> Option<Point> {
         "attn.hook_result" => Point::HeadOutput,
         "hook_attn_out" => layer.attention_added(),
         "hook_resid_mid" => Point::ResidMid,
+        "mlp.hook_pre" | "mlp.hook_pre_linear" | "mlp.hook_post" if layer.mlp.experts.is_some() => return None,
         "mlp.hook_pre" if layer.mlp.gate == Gate::None => Point::MlpInput,
         "mlp.hook_pre" => Point::MlpGate,
         "mlp.hook_pre_linear" if layer.mlp.gate == Gate::Separate => Point::MlpInput,
@@ -87,6 +88,8 @@ pub enum Axis {
     Batch,
     /// Rows of the batch, or one for all.
     OneOrBatch,
+    /// Tokens that went to an expert.
+    Token,
     /// Positions.
     Position,
     /// Positions that look.
@@ -115,6 +118,7 @@ impl fmt::Display for Dimension {
             (Some(size), _) => write!(formatter, "{size}"),
             (None, Axis::Batch) => formatter.write_str("batch"),
             (None, Axis::OneOrBatch) => formatter.write_str("1 or batch"),
+            (None, Axis::Token) => formatter.write_str("token"),
             (None, Axis::Position) => formatter.write_str("position"),
             (None, Axis::Query) => formatter.write_str("query"),
             (None, Axis::Key) => formatter.write_str("key"),
@@ -137,8 +141,20 @@ pub struct SiteInfo {
     pub lens_names: Vec<String>,
     /// Its shape.
     pub shape: Vec<Dimension>,
-    /// Whether the value is at least f32, whatever the dtype of the run.
-    pub at_least_f32: bool,
+    /// Of which dtype its value is.
+    pub values: Values,
+}
+
+/// Of which dtype a site's value is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Values {
+    /// That of the run.
+    OfTheRun,
+    /// At least f32, whatever the dtype of the run.
+    AtLeastF32,
+    /// Int64.
+    Integers,
 }
 
 /// All names of one model's sites.
@@ -223,6 +239,13 @@ impl<'a> Sites<'a> {
         let inside = name.strip_prefix(family.layers).and_then(|rest| rest.strip_prefix('.'));
         let (block, inner) = self.split_block(inside.or_else(|| name.strip_prefix("h."))?)?;
         let site = |point| Site::block(block, self.present(block, point));
+        let lists = family.expert_list().into_iter().chain([Point::Expert(0).name()]);
+        let expert = lists.filter_map(|list| inner.strip_prefix(list)).find_map(|number| {
+            number.parse::<usize>().ok().filter(|expert| expert.to_string() == number)
+        });
+        if let Some(expert) = expert {
+            return Some(site(Point::Expert(expert)));
+        }
         // The family's own spelling first: a neutral name may be one that the family gives to something else.
         let own = Point::OF_BLOCKS.into_iter().find(|point| family.names_of(*point).any(|known| known == inner));
         own.or_else(|| Point::OF_BLOCKS.into_iter().find(|point| point.name() == inner)).map(site)
@@ -285,11 +308,23 @@ impl<'a> Sites<'a> {
             Point::RotatedQuery | Point::RotatedKey => {
                 "nothing comes between h.i.attn.q, h.i.attn.k and the scores: positions are added to the stream, not rotated"
             }
+            Point::MlpGate | Point::MlpInput | Point::MlpActivation | Point::Neurons | Point::MlpGateInput
+                if layer.is_some_and(|layer| layer.mlp.experts.is_some()) =>
+            {
+                "this block has experts instead of one MLP: h.i.mlp.experts.0 is what the first says"
+            }
             Point::MlpGate | Point::MlpInput if layer.is_some_and(|layer| layer.mlp.gate == Gate::SideBySide) => {
                 "one matrix gives gate and neurons side by side: h.i.mlp.gate_up_proj"
             }
             Point::MlpGateInput if layer.is_some_and(|layer| layer.mlp.gate == Gate::Separate) => {
                 "gate and neurons have a matrix each: h.i.mlp.gate_proj and up_proj"
+            }
+            Point::Expert(_) if layer.is_some_and(|layer| layer.mlp.experts.is_some()) => {
+                let count = layer.and_then(|layer| layer.mlp.experts).map_or(0, |experts| experts.count);
+                return here(&format!("there are {count} experts: h.i.mlp.experts.0 to {}", count - 1));
+            }
+            Point::Router | Point::ExpertChoice | Point::ExpertWeights | Point::Expert(_) | Point::ExpertSum => {
+                "this block has one MLP, and no experts"
             }
             Point::MlpGate | Point::MlpGateInput => "the MLP has no gate",
             Point::PositionEmbedding => "positions are not embedded: they rotate queries and keys",
@@ -313,17 +348,26 @@ impl<'a> Sites<'a> {
     /// What is known of a site.
     pub fn info(&self, site: Site) -> SiteInfo {
         let layer = self.layer_of(site);
-        let at_least_f32 = match site.point {
+        let in_f32 = match site.point {
             Point::Scores => layer.is_some_and(|layer| layer.attention.in_f32),
             Point::RotaryCosines => self.config.architecture.only_rotary().is_some_and(|rotary| rotary.in_f32),
+            Point::ExpertWeights => {
+                let routing = layer.and_then(|layer| layer.mlp.experts).map(|experts| experts.routing);
+                matches!(routing, Some(Routing::SoftmaxFirst { rounded: false, .. }))
+            }
             _ => false,
+        };
+        let values = match site.point {
+            Point::ExpertChoice => Values::Integers,
+            _ if in_f32 => Values::AtLeastF32,
+            _ => Values::OfTheRun,
         };
         SiteInfo {
             site,
             names: self.names(site),
             lens_names: self.lens_names(site),
             shape: self.shape(site),
-            at_least_f32,
+            values,
         }
     }
 
@@ -360,11 +404,14 @@ impl<'a> Sites<'a> {
             "" => format!("{list}.{block}"),
             inner => format!("{list}.{block}.{inner}"),
         };
-        add(of("h", site.point.name()));
+        add(site.to_string());
         if self.layer_of(site).is_some_and(|layer| layer.neurons() == site.point) {
             add(of("h", Point::Neurons.name()));
         }
         family.names_of(site.point).for_each(|name| add(of(family.layers, name)));
+        if let (Point::Expert(expert), Some(list)) = (site.point, family.expert_list()) {
+            add(of(family.layers, &format!("{list}{expert}")));
+        }
         // Families that write `h.0` have names of their own for modules that are not in all families.
         let own = family.layers == "h" && site.point.is_projection() && family.module(site.point).is_some();
         if own && family.module(site.point) != Some(site.point.name()) {
@@ -391,10 +438,10 @@ impl<'a> Sites<'a> {
         names
     }
 
-    /// Which dimension of a site's value counts positions (of a pattern, those that look).
-    pub fn position_dimension(&self, site: Site) -> usize {
+    /// Which dimension of a site's value counts positions (of a pattern, those that look); `None` where none does.
+    pub fn position_dimension(&self, site: Site) -> Option<usize> {
         let counts = |dimension: &Dimension| matches!(dimension.axis, Axis::Position | Axis::Query);
-        self.shape(site).iter().position(counts).unwrap_or(1)
+        self.shape(site).iter().position(counts)
     }
 
     /// Which dimension of a site's value counts heads; `None` where none does.
@@ -446,6 +493,9 @@ impl<'a> Sites<'a> {
             Point::QueryKeyValue => stream(attention.query_width() + 2 * attention.key_width()),
             Point::Query => stream(attention.query_width()),
             Point::Key | Point::Value => stream(attention.key_width()),
+            Point::Router => stream(mlp.experts.map_or(0, |experts| experts.count)),
+            Point::ExpertChoice | Point::ExpertWeights => stream(mlp.experts.map_or(0, |experts| experts.chosen)),
+            Point::Expert(_) => vec![open(Axis::Token), known(Axis::Width, architecture.d_model)],
             Point::MlpGateInput => stream(2 * mlp.d_mlp),
             Point::MlpGate | Point::MlpInput | Point::MlpActivation | Point::Neurons => stream(mlp.d_mlp),
             _ => stream(architecture.d_model),

@@ -77,6 +77,17 @@ pub enum Point {
     ResidMid,
     /// `ln_2`: what the MLP reads, `[batch, position, d_model]`; where the norm is on the stream itself, that.
     Norm2,
+    /// `mlp.gate`: the router's score of each expert, `[batch, position, expert]`.
+    Router,
+    /// `mlp.experts.chosen`: the experts that each token goes to, the best first, Int64, `[batch, position, chosen]`.
+    ExpertChoice,
+    /// `mlp.experts.weights`: their weights, `[batch, position, chosen]`.
+    ExpertWeights,
+    /// `mlp.experts.E`: what expert `E` says of the tokens that go to it, before it is weighted, `[token, d_model]` in the order
+    /// of rows and positions.
+    Expert(usize),
+    /// `mlp.experts`: the weighted sum of what the experts say, `[batch, position, d_model]`.
+    ExpertSum,
     /// `mlp.gate_up_proj`: gate and neurons by one matrix, side by side, `[batch, position, 2 d_mlp]`.
     MlpGateInput,
     /// `mlp.gate_proj`: the gate before its non-linearity, `[batch, position, d_mlp]`.
@@ -106,7 +117,8 @@ pub enum Point {
 }
 
 impl Point {
-    /// The name that means the point in every family that has it, within its block; empty for the block itself.
+    /// The name that means the point in every family that has it, within its block; empty for the block itself. An expert's
+    /// number follows.
     pub const fn name(self) -> &'static str {
         match self {
             Self::TokenEmbedding => "wte",
@@ -134,6 +146,11 @@ impl Point {
             Self::AttentionNorm => "ln_1_post",
             Self::ResidMid => "resid_mid",
             Self::Norm2 => "ln_2",
+            Self::Router => "mlp.gate",
+            Self::ExpertChoice => "mlp.experts.chosen",
+            Self::ExpertWeights => "mlp.experts.weights",
+            Self::Expert(_) => "mlp.experts.",
+            Self::ExpertSum => "mlp.experts",
             Self::MlpGateInput => "mlp.gate_up_proj",
             Self::MlpGate => "mlp.gate_proj",
             Self::MlpInput => "mlp.up_proj",
@@ -155,8 +172,8 @@ impl Point {
         attention || matches!(self, Self::MlpGateInput | Self::MlpGate | Self::MlpInput)
     }
 
-    /// All points of blocks.
-    pub(crate) const OF_BLOCKS: [Self; 28] = [
+    /// All points of blocks, but for the experts one by one.
+    pub(crate) const OF_BLOCKS: [Self; 32] = [
         Self::Norm1,
         Self::QueryKeyValue,
         Self::Query,
@@ -177,6 +194,10 @@ impl Point {
         Self::AttentionNorm,
         Self::ResidMid,
         Self::Norm2,
+        Self::Router,
+        Self::ExpertChoice,
+        Self::ExpertWeights,
+        Self::ExpertSum,
         Self::MlpGateInput,
         Self::MlpGate,
         Self::MlpInput,
@@ -253,10 +274,11 @@ impl Site {
 impl fmt::Display for Site {
     /// The name that every family shares, such as `h.3.mlp`.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.stage, self.point.name()) {
-            (Stage::Block(block), "") => write!(formatter, "h.{block}"),
-            (Stage::Block(block), name) => write!(formatter, "h.{block}.{name}"),
-            (_, name) => formatter.write_str(name),
+        match (self.stage, self.point, self.point.name()) {
+            (Stage::Block(block), Point::Expert(expert), name) => write!(formatter, "h.{block}.{name}{expert}"),
+            (Stage::Block(block), _, "") => write!(formatter, "h.{block}"),
+            (Stage::Block(block), _, name) => write!(formatter, "h.{block}.{name}"),
+            (_, _, name) => formatter.write_str(name),
         }
     }
 }

@@ -7,8 +7,8 @@ use lowmem::{Index, PartRequest, TensorRequest};
 use tch::Tensor;
 
 use crate::{
-    Architecture, Config, Error, Family, Gate, Layer, Norm, NormOver, Point, Projections, Result, families::Layout,
-    linear::Linear, norm::Normer,
+    Architecture, Config, Error, Family, Gate, Layer, Mlp, Norm, NormOver, Point, Projections, Result, Site,
+    families::Layout, linear::Linear, norm::Normer,
 };
 
 /// Where tensors are taken from, one after the other.
@@ -49,11 +49,37 @@ pub(crate) struct LayerWeights<T = Tensor> {
     pub(crate) query_key_norm: Option<[Normer<T>; 2]>,
     pub(crate) attention_output: Linear<T>,
     pub(crate) mlp_norms: NormWeights<T>,
+    pub(crate) mlp: LayerMlp<T>,
+}
+
+/// What a layer holds of its MLP.
+pub(crate) enum LayerMlp<T = Tensor> {
+    Dense(MlpWeights<T>),
+    /// The matrix of a router; its experts are parts of their own.
+    Routed(Linear<T>),
+}
+
+/// The weights of one MLP, or of one expert.
+pub(crate) struct MlpWeights<T = Tensor> {
     /// A gate with a matrix of its own.
-    pub(crate) mlp_gate: Option<Linear<T>>,
+    pub(crate) gate: Option<Linear<T>>,
     /// The other projection to the neurons, or both side by side.
-    pub(crate) mlp_input: Linear<T>,
-    pub(crate) mlp_output: Linear<T>,
+    pub(crate) input: Linear<T>,
+    pub(crate) output: Linear<T>,
+}
+
+impl<T> MlpWeights<T> {
+    pub(crate) fn walk<S: Shelf<Tensor = T>>(mlp: &Mlp, d_model: i64, shelf: &mut S) -> Result<Self> {
+        let gate = (mlp.gate == Gate::Separate)
+            .then(|| shelf.linear(Point::MlpGate, d_model, mlp.d_mlp, mlp.bias))
+            .transpose()?;
+        let input = match mlp.gate {
+            Gate::SideBySide => shelf.linear(Point::MlpGateInput, d_model, 2 * mlp.d_mlp, mlp.bias)?,
+            Gate::None | Gate::Separate => shelf.linear(Point::MlpInput, d_model, mlp.d_mlp, mlp.bias)?,
+        };
+        let output = shelf.linear(Point::MlpOutput, mlp.d_mlp, d_model, mlp.bias)?;
+        Ok(Self { gate, input, output })
+    }
 }
 
 /// The norms around one half of a layer.
@@ -98,14 +124,10 @@ impl<T> LayerWeights<T> {
         let stream = norm(shelf, Point::Norm1, layer.attention_norms.stream)?;
         let attention_norms = NormWeights { before, after, stream };
         let before = norm(shelf, Point::Norm2, layer.mlp_norms.before)?;
-        let mlp_gate = (mlp.gate == Gate::Separate)
-            .then(|| shelf.linear(Point::MlpGate, d_model, mlp.d_mlp, mlp.bias))
-            .transpose()?;
-        let mlp_input = match mlp.gate {
-            Gate::SideBySide => shelf.linear(Point::MlpGateInput, d_model, 2 * mlp.d_mlp, mlp.bias)?,
-            Gate::None | Gate::Separate => shelf.linear(Point::MlpInput, d_model, mlp.d_mlp, mlp.bias)?,
+        let weights = match mlp.experts {
+            Some(experts) => LayerMlp::Routed(shelf.linear(Point::Router, d_model, experts.count, false)?),
+            None => LayerMlp::Dense(MlpWeights::walk(mlp, d_model, shelf)?),
         };
-        let mlp_output = shelf.linear(Point::MlpOutput, mlp.d_mlp, d_model, mlp.bias)?;
         let after = norm(shelf, Point::MlpNorm, layer.mlp_norms.after)?;
         let stream = norm(shelf, Point::Norm2, layer.mlp_norms.stream)?;
         let mlp_norms = NormWeights { before, after, stream };
@@ -115,9 +137,7 @@ impl<T> LayerWeights<T> {
             query_key_norm,
             attention_output,
             mlp_norms,
-            mlp_gate,
-            mlp_input,
-            mlp_output,
+            mlp: weights,
         })
     }
 }
@@ -168,6 +188,8 @@ struct Requests<'a> {
     family: &'a Family,
     /// What stands before the names of modules, with the dot.
     prefix: &'a str,
+    /// Whose modules they are, where they are an expert's.
+    expert: Option<usize>,
     tensors: Vec<TensorRequest>,
 }
 
@@ -177,7 +199,11 @@ impl Shelf for Requests<'_> {
     fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<()> {
         let missing =
             || Error::Config { problem: format!("{} has no module for {}", self.family.title, module.name()) };
-        let module = self.family.module(module).ok_or_else(missing)?;
+        let module = match self.expert {
+            Some(expert) => self.family.expert_module(module, expert),
+            None => self.family.module(module).map(str::to_owned),
+        };
+        let module = module.ok_or_else(missing)?;
         self.tensors.push(TensorRequest::new(format!("{}{module}.{name}", self.prefix), shape));
         Ok(())
     }
@@ -193,11 +219,13 @@ pub(crate) const POSITIONS: usize = 1;
 
 /// The places of the parts of a model.
 ///
-/// The embedding comes first, because rows are gathered from it; a matrix that projects it is a part of its own.
-#[derive(Clone, Copy, Debug)]
+/// The embedding comes first, because rows are gathered from it; a matrix that projects it is a part of its own. So is each
+/// expert, behind its layer: a run places those that tokens go to.
+#[derive(Clone, Debug)]
 pub(crate) struct PartMap {
-    layers: usize,
     projects: bool,
+    /// Where each layer begins, and what follows the last.
+    layers: Vec<usize>,
     bias: bool,
 }
 
@@ -206,34 +234,45 @@ impl PartMap {
 
     pub(crate) fn of(architecture: &Architecture) -> Self {
         let projects = architecture.embedding.width != architecture.d_model;
-        Self { layers: architecture.layers.len(), projects, bias: architecture.head.bias }
+        let mut layers = vec![1 + usize::from(projects)];
+        let mut next = 1 + usize::from(projects);
+        for layer in &architecture.layers {
+            next += 1 + layer.mlp.experts.map_or(0, |experts| experts.count as usize);
+            layers.push(next);
+        }
+        Self { projects, layers, bias: architecture.head.bias }
     }
 
     /// The matrix that projects the embedding.
-    pub(crate) fn projection(self) -> Option<usize> {
+    pub(crate) fn projection(&self) -> Option<usize> {
         self.projects.then_some(1)
     }
 
-    pub(crate) fn layer(self, index: usize) -> usize {
-        1 + usize::from(self.projects) + index
+    /// A layer; of one beyond the last, what follows the layers.
+    pub(crate) fn layer(&self, index: usize) -> usize {
+        self.layers.get(index).or(self.layers.last()).copied().unwrap_or(1)
+    }
+
+    pub(crate) fn expert(&self, layer: usize, expert: usize) -> usize {
+        self.layer(layer) + 1 + expert
     }
 
     /// The final norm and what comes with it.
-    pub(crate) fn tail(self) -> usize {
-        self.layer(self.layers)
+    pub(crate) fn tail(&self) -> usize {
+        self.layers.last().copied().unwrap_or(1)
     }
 
-    pub(crate) fn head(self) -> usize {
+    pub(crate) fn head(&self) -> usize {
         self.tail() + 1
     }
 
     /// The bias of the logits.
-    pub(crate) fn bias(self) -> Option<usize> {
+    pub(crate) fn bias(&self) -> Option<usize> {
         self.bias.then_some(self.head() + 1)
     }
 
     /// How many parts there are.
-    pub(crate) fn count(self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.head() + 1 + usize::from(self.bias)
     }
 }
@@ -291,18 +330,31 @@ impl Spelling {
 pub(crate) fn parts<'a>(config: &'a Config, spelling: &'a Spelling) -> impl Iterator<Item = Result<PartRequest>> + 'a {
     let (family, architecture) = (config.family, &config.architecture);
     let prefix = spelling.prefix;
-    let requests = |prefix: &'a str| Requests { family, prefix, tensors: Vec::new() };
+    let requests = |prefix: &'a str| Requests { family, prefix, expert: None, tensors: Vec::new() };
     let embedding = move || embedding_part(config, spelling, requests(prefix));
     let projection = PartMap::of(architecture).projection().map(move |_| {
         let mut shelf = requests(prefix);
         shelf.linear(Point::EmbeddingProjection, architecture.embedding.width, architecture.d_model, false)?;
         Ok(PartRequest { label: Point::EmbeddingProjection.name().into(), tensors: shelf.tensors })
     });
-    let layers = architecture.layers.iter().enumerate().map(move |(index, layer)| {
+    let layers = architecture.layers.iter().enumerate().flat_map(move |(index, layer)| {
         let prefix = format!("{prefix}{}.{index}.", family.layers);
-        let mut shelf = Requests { family, prefix: &prefix, tensors: Vec::new() };
-        LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
-        Ok(PartRequest { label: format!("h.{index}"), tensors: shelf.tensors })
+        let of_layer = {
+            let prefix = prefix.clone();
+            move || {
+                let mut shelf = Requests { family, prefix: &prefix, expert: None, tensors: Vec::new() };
+                LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
+                Ok(PartRequest { label: format!("h.{index}"), tensors: shelf.tensors })
+            }
+        };
+        let count = layer.mlp.experts.map_or(0, |experts| experts.count as usize);
+        let experts = (0..count).map(move |expert| {
+            let mut shelf = Requests { family, prefix: &prefix, expert: Some(expert), tensors: Vec::new() };
+            MlpWeights::walk(&layer.mlp, architecture.d_model, &mut shelf)?;
+            let label = Site::block(index, Point::Expert(expert)).to_string();
+            Ok(PartRequest { label, tensors: shelf.tensors })
+        });
+        std::iter::once_with(of_layer).chain(experts)
     });
     let tail = move || {
         let mut shelf = requests(prefix);

@@ -103,6 +103,9 @@ impl Edit {
         if self.heads.is_some() && place.heads.is_none() {
             return Err(Error::NoHeads { site: place.site.to_string() });
         }
+        if self.positions.is_some() || matches!(self.change, Change::Mean) {
+            place.positions()?;
+        }
         Ok(())
     }
 
@@ -113,7 +116,7 @@ impl Edit {
         let choose = |tensor: &Tensor| -> Result<Tensor> {
             let mut chosen = tensor.shallow_clone();
             if let Some(positions) = &self.positions {
-                chosen = narrow(site, &chosen, place.positions, positions, "positions")?;
+                chosen = narrow(site, &chosen, place.positions()?, positions, "positions")?;
             }
             if let (Some(heads), Some(dimension)) = (&self.heads, place.heads) {
                 chosen = narrow(site, &chosen, dimension, heads, "heads")?;
@@ -143,7 +146,7 @@ impl Edit {
 
     /// The mean of the chosen part over batch and positions, each of which is left with the size 1.
     fn mean_of_tokens(&self, place: &Place, chosen: &Tensor, input: &Input) -> Result<Tensor> {
-        let (site, dimension) = (place.site, place.positions);
+        let (site, dimension) = (place.site, place.positions()?);
         let torch = |source| Error::Torch { at: site.to_string(), source };
         let Some(mut attended) = input.attended(site)? else {
             return chosen.f_mean_dim([0, dimension].as_slice(), true, None).map_err(torch);
@@ -174,15 +177,20 @@ impl Edit {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
     pub(crate) site: Site,
-    pub(crate) positions: i64,
+    pub(crate) positions: Option<i64>,
     pub(crate) heads: Option<i64>,
 }
 
 impl Place {
     pub(crate) fn of(model: &Model, site: Site) -> Self {
         let sites = model.sites();
-        let heads = sites.head_dimension(site).map(|dimension| dimension as i64);
-        Self { site, positions: sites.position_dimension(site) as i64, heads }
+        let number = |dimension: Option<usize>| dimension.map(|dimension| dimension as i64);
+        Self { site, positions: number(sites.position_dimension(site)), heads: number(sites.head_dimension(site)) }
+    }
+
+    /// The dimension that counts positions.
+    pub(crate) fn positions(&self) -> Result<i64> {
+        self.positions.ok_or_else(|| Error::NoPositions { site: self.site.to_string() })
     }
 }
 

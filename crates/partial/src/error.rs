@@ -45,6 +45,12 @@ pub enum Error {
         /// The site of the edit.
         site: String,
     },
+    /// Positions were chosen at a site that has none: an expert sees the tokens that were sent to it.
+    #[error("{site} has one row for each token that goes there, and no positions; mlp.experts.chosen says which those are")]
+    NoPositions {
+        /// The site.
+        site: String,
+    },
     /// Positions or heads beyond those there are.
     #[error("{site}: {what} {begin}..{end} is outside the {size} there are")]
     OutOfRange {

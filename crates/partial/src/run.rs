@@ -150,7 +150,7 @@ impl<'a> Run<'a> {
         let mut kept = value.shallow_clone();
         let torch = |source| Error::Torch { at: format!("capturing {site}"), source };
         if let Some(positions) = &self.positions {
-            kept = narrow(site, &kept, Place::of(self.model, site).positions, positions, "positions")?;
+            kept = narrow(site, &kept, Place::of(self.model, site).positions()?, positions, "positions")?;
             // A view would hold on to the whole.
             kept = kept.f_clone(&kept.f_empty_like().map_err(torch)?).map_err(torch)?;
         }

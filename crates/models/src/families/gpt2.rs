@@ -38,6 +38,7 @@ pub(super) static GPT2: Family = Family {
         (Point::MlpOutput, &["mlp.dropout"]),
     ],
     buffers: &["attn.bias", "attn.masked_bias"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -98,6 +99,7 @@ fn read(value: Value) -> Result<Config> {
         activation: Activation::from_name(&fields.activation_function)?,
         gate: Gate::None,
         bias: true,
+        experts: None,
     };
     let layer = |number: u64| Layer {
         residual: Residual::Sequential,

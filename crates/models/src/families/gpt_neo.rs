@@ -40,6 +40,7 @@ pub(super) static GPT_NEO: Family = Family {
         (Point::MlpOutput, &["mlp.dropout"]),
     ],
     buffers: &["attn.attention.bias", "attn.attention.masked_bias"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -117,6 +118,7 @@ fn read(value: Value) -> Result<Config> {
         activation: Activation::from_name(&fields.activation_function)?,
         gate: Gate::None,
         bias: true,
+        experts: None,
     };
     let layer = |window| Layer {
         residual: Residual::Sequential,

@@ -38,6 +38,7 @@ pub(super) static GPT_NEOX: Family = Family {
         (Point::MlpOutput, &["mlp", "post_mlp_dropout"]),
     ],
     buffers: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -104,6 +105,7 @@ fn read(value: Value) -> Result<Config> {
             activation: Activation::from_name(&fields.hidden_act)?,
             gate: Gate::None,
             bias: true,
+            experts: None,
         },
     };
     Ok(Config {

@@ -38,6 +38,7 @@ pub(super) static GPTJ: Family = Family {
         (Point::MlpOutput, &["mlp.dropout"]),
     ],
     buffers: &["attn.bias", "attn.masked_bias"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -99,6 +100,7 @@ fn read(value: Value) -> Result<Config> {
             activation: Activation::from_name(&fields.activation_function)?,
             gate: Gate::None,
             bias: true,
+            experts: None,
         },
     };
     Ok(Config {

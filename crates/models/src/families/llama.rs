@@ -49,6 +49,7 @@ pub(super) static LLAMA: Family = Family {
     heads: &["lm_head"],
     aliases: ALIASES,
     buffers: &["self_attn.rotary_emb.inv_freq"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -77,7 +78,7 @@ pub(super) struct Fields {
     #[serde(default)]
     pub(super) attention_bias: bool,
     #[serde(default)]
-    mlp_bias: bool,
+    pub(super) mlp_bias: bool,
     #[serde(default)]
     pub(super) sliding_window: Option<i64>,
     #[serde(default)]
@@ -149,6 +150,7 @@ impl Fields {
                 activation: Activation::from_name(&self.hidden_act)?,
                 gate: Gate::Separate,
                 bias: self.mlp_bias,
+                experts: None,
             },
         };
         Ok(Config {
@@ -215,7 +217,7 @@ fn qwen_windows(fields: &mut Fields) -> Result<Vec<Option<i64>>> {
     fields.windows(|layer| layer >= first)
 }
 
-fn qwen_defaults() -> Value {
+pub(super) fn qwen_defaults() -> Value {
     json!({
         "vocab_size": 151_936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 32768,
@@ -235,11 +237,15 @@ fn read_qwen2(value: Value) -> Result<Config> {
 fn read_qwen3(value: Value) -> Result<Config> {
     let mut defaults = qwen_defaults();
     defaults["head_dim"] = json!(128);
-    let mut fields: Fields = fields_over(value, defaults)?;
+    qwen3(fields_over(value, defaults)?, &QWEN3)
+}
+
+/// Qwen 3: each head's queries and keys have norms.
+pub(super) fn qwen3(mut fields: Fields, family: &'static Family) -> Result<Config> {
     fields.mlp_bias = false;
     let windows = qwen_windows(&mut fields)?;
     let norm = Norm { kind: NormKind::Rms, epsilon: fields.rms_norm_eps };
-    let config = fields.config(&QWEN3)?.with_windows(windows);
+    let config = fields.config(family)?.with_windows(windows);
     Ok(config.with_layers(|layer| {
         layer.attention.query_key_norm = Some(QueryKeyNorm { norm, over: NormOver::Head });
     }))

@@ -7,10 +7,12 @@ mod gpt_neox;
 mod gptj;
 mod json;
 mod llama;
+mod mixtral;
 mod olmo2;
 mod opt;
 mod phi;
 mod phi3;
+mod qwen3_moe;
 
 use serde_json::Value;
 
@@ -42,6 +44,8 @@ pub struct Family {
     pub(crate) aliases: &'static [(Point, &'static [&'static str])],
     /// Tensors of a layer that checkpoints carry and that are no weights: causal masks of old versions.
     pub(crate) buffers: &'static [&'static str],
+    /// The modules of one expert, as [`Family::modules`]; `{}` stands for its number.
+    pub(crate) expert_modules: &'static [(Point, &'static str)],
     /// Beginnings of names that belong to other networks in the same file.
     pub(crate) foreign: &'static [&'static str],
 }
@@ -56,7 +60,7 @@ pub enum Layout {
 }
 
 /// All families.
-pub(crate) const ALL: [&Family; 16] = [
+pub(crate) const ALL: [&Family; 18] = [
     &gpt2::GPT2,
     &gpt_neo::GPT_NEO,
     &llama::LLAMA,
@@ -73,6 +77,8 @@ pub(crate) const ALL: [&Family; 16] = [
     &phi::PHI,
     &phi3::PHI3,
     &olmo2::OLMO2,
+    &mixtral::MIXTRAL,
+    &qwen3_moe::QWEN3_MOE,
 ];
 
 impl Family {
@@ -101,6 +107,17 @@ impl Family {
         let aliases =
             self.aliases.iter().filter(move |(of, _)| *of == point).flat_map(|(_, names)| names.iter().copied());
         module.into_iter().chain(aliases)
+    }
+
+    /// What stands before an expert's number in the names of its modules.
+    pub(crate) fn expert_list(&self) -> Option<&'static str> {
+        self.expert_modules.first().and_then(|(_, name)| name.split("{}").next())
+    }
+
+    /// The module of an expert, within its layer.
+    pub(crate) fn expert_module(&self, point: Point, expert: usize) -> Option<String> {
+        let of = self.expert_modules.iter().find(|(of, _)| *of == point);
+        of.map(|(_, name)| name.replace("{}", &expert.to_string()))
     }
 
     /// The module whose weights make the value of a point.

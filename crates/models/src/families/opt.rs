@@ -38,6 +38,7 @@ pub(super) static OPT: Family = Family {
     heads: &["lm_head"],
     aliases: &[(Point::AttentionOutput, &["self_attn"]), (Point::MlpActivation, &["activation_fn"])],
     buffers: &[],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -100,6 +101,7 @@ fn read(value: Value) -> Result<Config> {
             activation: Activation::from_name(&fields.activation_function)?,
             gate: Gate::None,
             bias: fields.enable_bias,
+            experts: None,
         },
     };
     let last = fields.do_layer_norm_before && !fields.remove_final_layer_norm;

@@ -42,6 +42,7 @@ pub(super) static PHI: Family = Family {
         (Point::MlpOutput, &["mlp", "resid_dropout"]),
     ],
     buffers: &["self_attn.rotary_emb.inv_freq"],
+    expert_modules: &[],
     foreign: &[],
 };
 
@@ -103,6 +104,7 @@ fn read(value: Value) -> Result<Config> {
             activation: Activation::from_name(&fields.hidden_act)?,
             gate: Gate::None,
             bias: true,
+            experts: None,
         },
     };
     Ok(Config {
