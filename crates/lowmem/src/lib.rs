@@ -40,6 +40,7 @@ mod options;
 mod parts;
 mod pickle;
 mod place;
+mod place_error;
 mod prefetch;
 mod read;
 mod report;

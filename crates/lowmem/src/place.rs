@@ -28,6 +28,7 @@ use crate::{
     Dtype, Error, Progress, Result,
     files::{Files, OpenFile, shape_view},
     index::TensorInfo,
+    place_error::place_error,
     read::{ALIGNMENT, Buffer, passing_bytes, prefer_huge_pages},
 };
 
@@ -353,12 +354,6 @@ fn chunks(spans: &[Span<'_>], largest: u64) -> Vec<Chunk> {
         }
     }
     chunks
-}
-
-/// An error that names the tensor and what it was to become.
-pub(crate) fn place_error(info: &TensorInfo, dtype: Dtype, device: Device, source: TchError) -> Error {
-    let bytes = info.elements().saturating_mul(dtype.bytes());
-    Error::Place { tensor: info.name.clone(), bytes, target: format!("{dtype} on {device:?}"), source }
 }
 
 #[cfg(test)]
