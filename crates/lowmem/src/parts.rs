@@ -332,7 +332,11 @@ impl Parts {
         if let Some(next) = next.filter(|&next| next != part && next < self.len())
             && self.shared.placed_bytes(part).saturating_add(self.shared.placed_bytes(next)) <= self.shared.budget
         {
-            prefetcher.get_or_insert_with(|| Prefetcher::new(Arc::clone(&self.shared))).begin(next);
+            let prefetcher = prefetcher.get_or_insert_with(|| {
+                let shared = Arc::clone(&self.shared);
+                Prefetcher::new(move |part| shared.place_part(part))
+            });
+            prefetcher.begin(next);
         }
         Ok(tensors)
     }
