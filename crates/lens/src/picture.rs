@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use crate::fonts;
 use crate::measure::Measure;
-use crate::table::TableError;
+use crate::table_error::TableError;
 use crate::token_text::display_token;
 use crate::view::{View, evenly};
 
