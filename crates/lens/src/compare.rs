@@ -1,7 +1,8 @@
 //! What changed between two tables.
 
 use crate::measure::Measure;
-use crate::table::{Row, Table, TableError};
+use crate::table::{Row, Table};
+use crate::table_error::TableError;
 
 /// Two tables of the same input, cell by cell. Every renderer draws it: the difference of the values in a two-sided
 /// colour map around zero, the second table's tokens, and a mark where the top-1 token changed.

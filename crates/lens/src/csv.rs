@@ -1,6 +1,7 @@
 //! The table as tidy CSV: one line for each cell.
 
-use crate::table::{Table, TableError};
+use crate::table::Table;
+use crate::table_error::TableError;
 
 /// Writes the table with the columns `row`, `position`, `token_id`, `token`, `top1_id`, `top1` and one for each
 /// measure, one line for each row and position, in the table's order.

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::measure::Measure;
 use crate::picture::{PictureError, Style};
 use crate::table::Table;
+use crate::table_error::TableError;
 use crate::token_text::{display_label, display_token};
 use crate::view::View;
 
@@ -108,7 +109,7 @@ pub fn page<'a>(view: impl Into<View<'a>>, style: &Style) -> Result<String, Pict
     view.table().check()?;
     let title = view.title(style.title.as_deref());
     let description = format!("What each row of {title} predicts at each position");
-    let data = serde_json::to_string(&data(view, style)?).map_err(crate::table::TableError::from)?;
+    let data = serde_json::to_string(&data(view, style)?).map_err(TableError::from)?;
     let mut environment = Environment::new();
     environment.add_template("page.html", include_str!("../html/page.html"))?;
     let page = environment.get_template("page.html")?.render(context! {

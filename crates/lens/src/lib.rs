@@ -33,12 +33,15 @@ mod fonts;
 pub mod html;
 mod lens;
 mod measure;
+mod measure_name;
 #[cfg(feature = "plot")]
 pub mod picture;
 mod rows;
 mod scale;
+mod schema;
 mod streams;
 mod table;
+mod table_error;
 pub mod terminal;
 mod token_text;
 mod tuned;
@@ -57,7 +60,9 @@ pub use crate::{
     lens::{Lens, LensOptions, Prompt},
     measure::Measure,
     rows::RowOptions,
-    table::{Prediction, Row, SCHEMA, TUNED, Table, TableError, Token, TopK},
+    schema::SCHEMA,
+    table::{Prediction, Row, TUNED, Table, Token, TopK},
+    table_error::TableError,
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
     tuned::{LENS_TYPE, TunedLens, TunedLensConfig},
     view::View,

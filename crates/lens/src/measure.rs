@@ -1,18 +1,17 @@
 //! What is measured in a cell of the lens.
 
 use std::fmt;
-use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::table::TableError;
+use crate::token_text::display_token;
 
 /// What a cell of the lens says about a row's distribution over the vocabulary.
 ///
 /// A measure's name (its [`Display`](fmt::Display) form) is the key of its values in the lens JSON and what
 /// `--measure` takes.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(into = "String", try_from = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(into = "String")]
 pub enum Measure {
     /// `logits`: the score the row gives the model's own final top-1 token.
     Logits,
@@ -36,8 +35,10 @@ pub enum Measure {
     TrackedRank(String),
 }
 
-const TRACKED_PROB: &str = "prob: ";
-const TRACKED_RANK: &str = "rank: ";
+/// How the name of a tracked probability begins.
+pub(crate) const TRACKED_PROB: &str = "prob: ";
+/// How the name of a tracked rank begins.
+pub(crate) const TRACKED_RANK: &str = "rank: ";
 
 impl Measure {
     /// The measures that need no token of the reader's choice.
@@ -64,8 +65,8 @@ impl Measure {
             Self::ReverseKl => "KL(row ‖ final), nats".into(),
             Self::Entropy => "Entropy, nats".into(),
             Self::CrossEntropy => "Cross-entropy with the next token, nats".into(),
-            Self::TrackedProb(token) => format!("Probability of “{}”", crate::display_token(token)),
-            Self::TrackedRank(token) => format!("Rank of “{}” (1 is best)", crate::display_token(token)),
+            Self::TrackedProb(token) => format!("Probability of “{}”", display_token(token)),
+            Self::TrackedRank(token) => format!("Rank of “{}” (1 is best)", display_token(token)),
         }
     }
 
@@ -102,60 +103,15 @@ impl fmt::Display for Measure {
     }
 }
 
-impl FromStr for Measure {
-    type Err = TableError;
-
-    fn from_str(name: &str) -> Result<Self, TableError> {
-        if let Some(token) = name.strip_prefix(TRACKED_PROB) {
-            return Ok(Self::TrackedProb(token.into()));
-        }
-        if let Some(token) = name.strip_prefix(TRACKED_RANK) {
-            return Ok(Self::TrackedRank(token.into()));
-        }
-        let valid = || {
-            let mut names: Vec<String> = Self::PLAIN.iter().map(ToString::to_string).collect();
-            names.extend([format!("{TRACKED_PROB}TOKEN"), format!("{TRACKED_RANK}TOKEN")]);
-            names
-        };
-        Self::PLAIN
-            .into_iter()
-            .find(|measure| measure.to_string() == name)
-            .ok_or_else(|| TableError::UnknownMeasure { name: name.into(), valid: valid() })
-    }
-}
-
 impl From<Measure> for String {
     fn from(measure: Measure) -> Self {
         measure.to_string()
     }
 }
 
-impl TryFrom<String> for Measure {
-    type Error = TableError;
-
-    fn try_from(name: String) -> Result<Self, TableError> {
-        name.parse()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn names_round_trip() {
-        let tracked = [Measure::TrackedProb(" Paris".into()), Measure::TrackedRank(String::new())];
-        for measure in Measure::PLAIN.into_iter().chain(tracked) {
-            assert_eq!(measure.to_string().parse::<Measure>().unwrap(), measure);
-        }
-    }
-
-    #[test]
-    fn an_unknown_name_is_refused_with_the_valid_ones() {
-        let error = "probability".parse::<Measure>().unwrap_err();
-        let text = error.to_string();
-        assert!(text.contains("`probability`") && text.contains("probs, ranks, kl"), "{text}");
-    }
 
     #[test]
     fn short_values_are_short() {

@@ -6,103 +6,24 @@
 
 mod canvas;
 mod curves;
+mod error;
 mod panel;
 mod raster;
+mod style;
 
 use std::ops::Range;
 
 use crate::fonts;
 use crate::measure::Measure;
-use crate::table::TableError;
-use crate::token_text::display_token;
 use crate::view::{View, evenly};
 
 use canvas::Canvas;
-pub use curves::{Curves, curves_png, curves_svg};
 use panel::Panel;
 
-/// How a picture looks.
-#[derive(Clone, Debug)]
-pub struct Style {
-    /// The title; `None` for the model's name and dtype.
-    pub title: Option<String>,
-    /// The input on top and the output at the bottom, instead of the other way round.
-    pub top_down: bool,
-    /// Light on dark.
-    pub dark: bool,
-    /// The most columns on a page, at least one; what does not fit follows on more pages of even width.
-    pub max_columns: usize,
-    /// The width of a cell in pixels; `None` to suit the tokens.
-    pub cell_width: Option<u32>,
-    /// The height of a cell in pixels.
-    pub cell_height: u32,
-    /// How many pixels of a PNG make one of the SVG's. Taken as less where a page would have more than
-    /// [`MAX_PIXELS`].
-    pub pixel_ratio: f32,
-}
-
-impl Default for Style {
-    fn default() -> Self {
-        Self {
-            title: None,
-            top_down: false,
-            dark: false,
-            max_columns: 64,
-            cell_width: None,
-            cell_height: 24,
-            pixel_ratio: 2.0,
-        }
-    }
-}
-
-/// The most pixels of a PNG page; four bytes each are needed to draw it.
-pub const MAX_PIXELS: u64 = 50_000_000;
-
-/// Why a picture could not be drawn.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum PictureError {
-    /// The table does not have what was asked for.
-    #[error(transparent)]
-    Table(#[from] TableError),
-    /// No measure was asked for.
-    #[error("no measure to draw")]
-    NoMeasure,
-    /// The drawing library refused.
-    #[error("the picture cannot be drawn: {reason}")]
-    Drawing {
-        /// What it said.
-        reason: String,
-    },
-    /// The SVG cannot be read back to rasterise it.
-    #[error("the picture cannot be rasterised: {source}")]
-    Svg {
-        /// What is wrong with it.
-        #[from]
-        source: resvg::usvg::Error,
-    },
-    /// A page of so many pixels cannot be allocated.
-    #[error("a page of {width} x {height} pixels is too large")]
-    TooLarge {
-        /// The width in pixels.
-        width: u32,
-        /// The height in pixels.
-        height: u32,
-    },
-    /// The PNG encoder refused.
-    #[error("the page cannot be written as PNG: {reason}")]
-    Png {
-        /// What it said.
-        reason: String,
-    },
-    /// The HTML template is broken.
-    #[error("the page cannot be written as HTML: {source}")]
-    Template {
-        /// What is wrong with it.
-        #[from]
-        source: minijinja::Error,
-    },
-}
+pub use curves::{Curves, curves_png, curves_svg};
+pub use error::PictureError;
+pub use raster::MAX_PIXELS;
+pub use style::Style;
 
 /// Draws pages as SVG, each with the measures stacked as panels.
 ///
@@ -184,20 +105,6 @@ fn page(
     let headings: Vec<String> = panels.iter().map(Panel::heading).collect();
     let description = format!("Logit lens of {title}: {}", headings.join("; "));
     canvas.finish(&description)
-}
-
-/// A cell's width that suits nineteen tokens in twenty; the others shrink.
-fn cell_width(view: View<'_>, style: &Style) -> f64 {
-    if let Some(width) = style.cell_width {
-        return f64::from(width.max(8));
-    }
-    let columns = view.table().positions.len();
-    let cells = (0..view.table().rows.len()).flat_map(|row| (0..columns).map(move |column| view.cell(row, column)));
-    let edges = view.table().inputs().into_iter().map(|token| display_token(&token.text));
-    let mut widths: Vec<f64> = cells.chain(edges).map(|text| fonts::width(&text, panel::CELL_SIZES[0])).collect();
-    widths.sort_by(f64::total_cmp);
-    let most = widths.get(widths.len() * 19 / 20).or(widths.last()).copied().unwrap_or_default();
-    (most + 2.0 * panel::PADDING + 1.0).clamp(40.0, 104.0).round()
 }
 
 #[cfg(test)]

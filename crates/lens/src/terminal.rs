@@ -6,7 +6,7 @@ use unicode_width::UnicodeWidthStr;
 use crate::color::{ColorDepth, Rgb};
 use crate::measure::Measure;
 use crate::scale::Scale;
-use crate::table::TableError;
+use crate::table_error::TableError;
 use crate::token_text::{display_token, right_to_left};
 use crate::view::{View, evenly};
 

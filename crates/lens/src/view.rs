@@ -5,7 +5,8 @@ use std::ops::Range;
 use crate::compare::Comparison;
 use crate::measure::Measure;
 use crate::scale::Scale;
-use crate::table::{Table, TableError};
+use crate::table::Table;
+use crate::table_error::TableError;
 use crate::token_text::{display_label, display_token};
 
 /// What a renderer draws: made from a `&Table` or a `&Comparison`.

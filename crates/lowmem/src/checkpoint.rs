@@ -1,17 +1,15 @@
 //! From a path to an index.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     fmt, fs,
     io::Read,
     path::{Component, Path, PathBuf},
     sync::Arc,
 };
 
-use tch::Tensor;
-
 use crate::{
-    Error, Index, LoadOptions, PartRequest, Parts, Result, TensorRequest, bin_file,
+    Error, Index, Result, bin_file,
     files::Fetch,
     index::{TensorInfo, WeightFile},
     safetensors_file,
@@ -80,19 +78,6 @@ impl Checkpoint {
     /// Where every tensor lies.
     pub fn index(&self) -> &Index {
         &self.index
-    }
-
-    /// All tensors by name, placed as `options` say: for a file of a few tensors that is no model.
-    ///
-    /// # Errors
-    ///
-    /// As [`Parts::new`] and [`Parts::get`].
-    pub fn tensors(&self, options: &LoadOptions) -> Result<HashMap<String, Tensor>> {
-        let infos: Vec<&TensorInfo> = self.index.tensors.values().collect();
-        let request = |info: &&TensorInfo| TensorRequest::new(info.name.as_str(), info.shape.clone());
-        let all = PartRequest { label: "all tensors".into(), tensors: infos.iter().map(request).collect() };
-        let placed = Parts::new(self, vec![all], options)?.get(0, None)?;
-        Ok(infos.iter().map(|info| info.name.clone()).zip(placed).collect())
     }
 
     /// How to bring weight files that are not on this machine yet.

@@ -6,7 +6,7 @@ use crate::{
     Dtype, Error, Result,
     files::{Files, OpenFile},
     index::TensorInfo,
-    place::place_error,
+    place_error::place_error,
     read::Buffer,
 };
 

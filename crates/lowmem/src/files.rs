@@ -11,7 +11,7 @@ use tch::{Device, Kind, Tensor};
 use crate::{
     Error, Result,
     index::{Index, TensorInfo, WeightFile},
-    place::place_error,
+    place_error::place_error,
 };
 
 /// Brings a weight file that is indexed but not on this machine yet.

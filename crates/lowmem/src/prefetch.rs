@@ -1,13 +1,13 @@
 //! Placing the next part while the current one computes.
 
 use std::{
-    sync::{Arc, mpsc},
+    sync::mpsc,
     thread::{self, JoinHandle},
 };
 
 use tch::Tensor;
 
-use crate::{Result, parts::Shared};
+use crate::Result;
 
 /// One thread that places one part at a time. It stays, because libtorch keeps a team of helpers for every thread that
 /// computes, and a new thread would need a new team.
@@ -21,12 +21,13 @@ pub(crate) struct Prefetcher {
 }
 
 impl Prefetcher {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+    /// A thread that calls `place` with the number of each part that is begun.
+    pub(crate) fn new(place: impl Fn(usize) -> Result<Vec<Tensor>> + Send + 'static) -> Self {
         let (requests, requested) = mpsc::channel();
         let (answer, answers) = mpsc::channel();
         let worker = thread::spawn(move || {
             for part in requested {
-                if answer.send(shared.place_part(part)).is_err() {
+                if answer.send(place(part)).is_err() {
                     return;
                 }
             }

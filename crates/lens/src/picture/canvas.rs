@@ -4,7 +4,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters_svg::SVGBackend;
 
-use super::PictureError;
+use super::error::PictureError;
 use crate::color::Rgb;
 use crate::fonts;
 

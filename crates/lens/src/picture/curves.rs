@@ -5,7 +5,7 @@ use plotters::prelude::*;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
 use plotters_svg::SVGBackend;
 
-use super::{PictureError, Style, canvas::describe, raster};
+use super::{canvas::describe, error::PictureError, raster, style::Style};
 use crate::color::Rgb;
 use crate::fonts;
 

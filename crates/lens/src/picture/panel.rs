@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use super::canvas::Canvas;
-use super::{PictureError, Style};
+use super::error::PictureError;
+use super::style::Style;
 use crate::color::Rgb;
 use crate::fonts;
 use crate::measure::Measure;
@@ -14,7 +15,7 @@ use crate::view::View;
 /// The font sizes of a cell's token, from the one it should have to the one at which it is cut instead.
 pub(super) const CELL_SIZES: [f64; 4] = [12.0, 11.0, 10.0, 9.0];
 /// What a token keeps from either side of its cell.
-pub(super) const PADDING: f64 = 4.0;
+const PADDING: f64 = 4.0;
 
 const NAME_SIZE: f64 = 12.0;
 const MAX_NAME_WIDTH: f64 = 220.0;
@@ -50,7 +51,7 @@ impl<'a> Panel<'a> {
             measure,
             scale: view.scale(measure)?,
             top_down: style.top_down,
-            cell: (super::cell_width(view, style), f64::from(style.cell_height.max(8))),
+            cell: (cell_width(view, style), f64::from(style.cell_height.max(8))),
             name_width: name_width.ceil() + 8.0,
         })
     }
@@ -201,4 +202,18 @@ impl<'a> Panel<'a> {
         let (text, size) = fonts::fit(text, self.cell.0 - 1.0 - 2.0 * PADDING, &CELL_SIZES);
         canvas.text_at(&text, at, size, canvas.ink());
     }
+}
+
+/// A cell's width that suits nineteen tokens in twenty; the others shrink.
+fn cell_width(view: View<'_>, style: &Style) -> f64 {
+    if let Some(width) = style.cell_width {
+        return f64::from(width.max(8));
+    }
+    let columns = view.table().positions.len();
+    let cells = (0..view.table().rows.len()).flat_map(|row| (0..columns).map(move |column| view.cell(row, column)));
+    let edges = view.table().inputs().into_iter().map(|token| display_token(&token.text));
+    let mut widths: Vec<f64> = cells.chain(edges).map(|text| fonts::width(&text, CELL_SIZES[0])).collect();
+    widths.sort_by(f64::total_cmp);
+    let most = widths.get(widths.len() * 19 / 20).or(widths.last()).copied().unwrap_or_default();
+    (most + 2.0 * PADDING + 1.0).clamp(40.0, 104.0).round()
 }

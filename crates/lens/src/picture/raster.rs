@@ -3,8 +3,11 @@
 use resvg::tiny_skia::{Pixmap, Transform};
 use resvg::usvg::{Options, Tree};
 
-use super::{MAX_PIXELS, PictureError};
+use super::error::PictureError;
 use crate::fonts;
+
+/// The most pixels of a PNG page; four bytes each are needed to draw it.
+pub const MAX_PIXELS: u64 = 50_000_000;
 
 /// Reads an SVG with our fonts.
 pub(super) fn tree(svg: &str) -> Result<Tree, PictureError> {

@@ -1,7 +1,7 @@
 use resvg::usvg::{Group, Node};
 
 use super::*;
-use crate::{Table, compare, fixture};
+use crate::{Table, TableError, compare, display_token, fixture};
 
 fn texts_of(group: &Group, texts: &mut Vec<(String, [f64; 4])>) {
     for node in group.children() {
