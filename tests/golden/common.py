@@ -19,7 +19,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Mxfp4Config
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.gpt_neo import modeling_gpt_neo
 
@@ -57,7 +57,7 @@ def random_weights(config, seed, std):
             value = neutral + 0.4 * value
         elif name.endswith(("wte.weight", "wpe.weight")) or ".embed_" in name:
             value = 0.5 * value
-        else:
+        elif not name.endswith("sinks"):
             value = std * value
         weights[name] = torch.from_numpy(value.astype(np.float32))
     if config.tie_word_embeddings:
@@ -149,6 +149,40 @@ def as_mixed(weights, config):
     return mixed
 
 
+def with_ties(weights, pair, twins):
+    """Two rows of a router equal, 1 and 3 of 4: in layer `pair` between rows 0 and 2 nearly alike, so that both are chosen
+    or neither; in layer `twins` their experts are equal too, so that it does not matter."""
+    weights = dict(weights)
+    for i in [pair, twins]:
+        name = f"model.layers.{i}.mlp.gate.weight"
+        gate = weights[name].clone()
+        gate[3] = gate[1]
+        if i == pair:
+            middle, half = (gate[0] + gate[2]) / 2, 0.04 * (gate[0] - gate[2])
+            gate[0], gate[2] = middle + half, middle - half
+        weights[name] = gate
+    for part in ["gate_up_proj", "down_proj"]:
+        name = f"model.layers.{twins}.mlp.experts.{part}"
+        weights[name] = weights[name].clone()
+        weights[name][3] = weights[name][1]
+    return weights
+
+
+def with_mxfp4(weights, seed):
+    """The experts' matrices as random MXFP4 instead: bytes of two values, and a scale for each 32 of them."""
+    rng, packed = np.random.default_rng(seed + 2000), {}
+    for name, value in weights.items():
+        if not name.endswith(("experts.gate_up_proj", "experts.down_proj")):
+            packed[name] = value
+            continue
+        experts, inputs, outputs = value.shape
+        blocks = rng.integers(0, 256, (experts, outputs, inputs // 32, 16), dtype=np.uint8)
+        scales = rng.integers(121, 126, blocks.shape[:-1], dtype=np.uint8)
+        scales[0, 0, 0] = 0  # 2**-127: next to nothing
+        packed[f"{name}_blocks"], packed[f"{name}_scales"] = torch.from_numpy(blocks), torch.from_numpy(scales)
+    return packed
+
+
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 def write_safetensors(folder, weights):
@@ -219,8 +253,12 @@ def write_sharded_bin(folder, weights):
 
 def load(folder, dtype):
     """What a user gets from the folder, in `dtype`."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+    packed = "quantization_config" in json.loads((folder / "config.json").read_text())
+    options = dict(quantization_config=Mxfp4Config(dequantize=True)) if packed else {}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options).eval()
     assert {p.dtype for p in model.parameters()} == {dtype}
+    if any(name.endswith(".experts") for name, _ in model.named_modules()):
+        model.set_experts_implementation("eager")
     for module in model.modules():
         if getattr(module, "rope_type", None) == "longrope":  # makes its long factors when first run: now, not widened
             module(torch.zeros(1), torch.zeros(1, 1, dtype=torch.int64))
@@ -271,11 +309,39 @@ def float64():
         yield
 
 
+def router(mlp):
+    """The router of a mixture of experts."""
+    return mlp.router if hasattr(mlp, "router") else mlp.gate
+
+
+def tied(mlp):
+    """(the experts whose rows of the router are equal, whether they themselves are); one such pair at most."""
+    rows = [row.tolist() for row in router(mlp).weight]
+    pairs = [[a, b] for b in range(len(rows)) for a in range(b) if rows[a] == rows[b]]
+    if not pairs:
+        return [], False
+    (a, b), = pairs
+    return [a, b], all(torch.equal(p[a], p[b]) for p in mlp.experts.parameters())
+
+
+def routing_margin(logits, k, pair, twins):
+    """(what the choice of `k` experts hangs on, what their order does) for each token, in probability."""
+    best = logits.double().softmax(-1).sort(-1, descending=True).values
+    gaps = torch.nn.functional.pad(best[:, :-1] - best[:, 1:], (1, 1), value=torch.inf)  # gaps[k]: the k-th and the next
+    border = gaps[:, k]
+    if twins:  # where they are at the border, either may be chosen
+        border = torch.where(border == 0, torch.minimum(gaps[:, k - 1], gaps[:, k + 1]), border)
+    within = gaps[:, :k].masked_fill(gaps[:, :k] == 0, torch.inf) if pair else gaps[:, :k]
+    return border, within.min(-1).values
+
+
 class Run:
     """One forward pass: every module's output under its name, the extra sites, and each block's inputs."""
 
     def __init__(self, model, ids, **inputs):
         self.model, self.sites, self.calls, self.repeated, self.shape = model, {}, [], set(), ids.shape
+        self.real = inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        self.margins = []  # of every router: `routing_margin`, infinite at padding
         self.family = family = families.of(model.config)
         self.base = model.get_submodule(family.base)
         self.layers = self.base.get_submodule(family.layers)
@@ -283,7 +349,7 @@ class Run:
         self.decoder.sort(key=lambda item: family.decoder.index(item[0]))
         layers, heads = sizes(model.config)
         handles = [m.register_forward_hook(self.keep(name)) for name, m in model.named_modules()
-                   if f"{name}.".startswith((f"{family.base}.", "lm_head."))]
+                   if f"{name}.".startswith((f"{family.base}.", "lm_head.")) and ".experts." not in name]
         for i, layer in enumerate(self.layers):
             attn = self.attention(i)
             pattern = f"h.{i}.attn.pattern"
@@ -296,6 +362,11 @@ class Run:
                 attn.get_submodule(family.output).register_forward_pre_hook(
                     self.enter(f"h.{i}.attn.z", lambda z: z.unflatten(-1, (heads, -1)))),
             ]
+            if mixture := self.mixture(i):
+                handles += [
+                    router(mixture).register_forward_hook(lambda _, __, out, i=i: self.route(i, *out)),
+                    mixture.experts.register_forward_hook(lambda _, args, out, i=i: self.mix(i, out, *args)),
+                ]
         with torch.no_grad(), self.watch_rotation():
             out = model(ids, use_cache=False, **inputs)
         for handle in handles:
@@ -316,6 +387,35 @@ class Run:
 
     def attention(self, i):
         return self.layers[i].get_submodule(self.family.attention)
+
+    def mixture(self, i):
+        """The MLP of a layer, if it is a mixture of experts."""
+        mlp = getattr(self.layers[i], "mlp", None)
+        return mlp if hasattr(mlp, "experts") else None
+
+    def route(self, i, logits, weights, chosen):
+        mlp = self.mixture(i)
+        self.put(f"h.{i}.mlp.gate", logits)
+        self.put(f"h.{i}.mlp.experts.chosen", chosen)
+        self.put(f"h.{i}.mlp.experts.weights", weights)
+        margins = routing_margin(logits, router(mlp).top_k, *tied(mlp))
+        self.margins.append([m.unflatten(0, self.shape).masked_fill(~self.real, torch.inf) for m in margins])
+
+    def mix(self, i, out, states, chosen, _):
+        """Keeps what every expert gives for the real tokens it got, by running it alone with a weight of 1."""
+        self.put(f"h.{i}.mlp.experts", out)
+        (pair, twins), experts = tied(self.mixture(i)), self.mixture(i).experts
+        for e in range(experts.num_experts):
+            own = states[(chosen == e).any(-1) & self.real.flatten()]
+            if len(own) and not (twins and e in pair):
+                index = torch.full((len(own), 1), e)
+                self.sites[f"h.{i}.mlp.experts.{e}"] = experts.forward(own, index, torch.ones_like(own[:, :1])).clone()
+
+    def check_routing(self):
+        for border, within in self.margins:
+            gap = min(border.min(), within.min()).item()
+            assert gap > 1e-3, f"the choice of an expert hangs on {gap:.1e}: choose another seed"
+        return self
 
     def watch_rotation(self):
         """Keeps what enters the scores: queries and keys after their norms and rotation."""
@@ -364,7 +464,7 @@ class Run:
         out = stream
         for name in self.family.mlp:
             out = self.layers[i].get_submodule(name)(out)
-        out = stream + out
+        out = stream + (out[0] if isinstance(out, tuple) else out)
         for name in self.family.after:
             out = self.layers[i].get_submodule(name)(out)
         return out
@@ -549,9 +649,10 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
     # One sequence, in float64.
     model = load(folder, torch.float64)
     with float64():
-        single = Run(model, ids[:1])
-        assert {v.dtype for v in single.sites.values()} == {torch.float64}
-        expected.update({f"single/{k}": v.type(torch.float32) for k, v in single.sites.items()})
+        single = Run(model, ids[:1]).check_routing()
+        assert {v.dtype for v in single.sites.values() if v.is_floating_point()} == {torch.float64}
+        expected.update({f"single/{k}": v.type(torch.float32) if v.is_floating_point() else v
+                         for k, v in single.sites.items()})
         meta["lens"], top = {}, None
         last = sizes(config)[0] - 1
         firsts = [("lens_block", "block", f"h.{last}"), ("lens_mlp", "mlp", f"h.{last}.mlp")]
@@ -572,7 +673,7 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
     blocks = {single.name(i) for i in range(last + 1)}
     for side in ["left", "right"]:
         batch, inputs = padded(ids, side, lengths, opt)
-        run = Run(model, batch, **inputs)
+        run = Run(model, batch, **inputs).check_routing()
         kept = {k: v for k, v in run.sites.items() if full_padding or k == "logits" or k in blocks}
         expected.update({f"{side}/{k}": v for k, v in kept.items()})
         mask = inputs["attention_mask"]
@@ -590,6 +691,15 @@ def case(file, config, seed, *, std=0.4, tokens=8, new_tokens=8, dtype="f32", ch
         stop = meta["generate"]["eos_id"] = pick_eos(expected["generate/greedy_left"], batch.shape[1])
         expected["generate/eos"] = greedy(model, ids[:1], new_tokens, stop)
         expected["generate/eos_left"] = greedy(model, batch, new_tokens, stop, **inputs)
+    if single.margins:
+        long = expected["generate/greedy_left"]
+        mask = torch.nn.functional.pad(inputs["attention_mask"], (0, new_tokens), value=1)
+        Run(model, expected["generate/greedy"]).check_routing()
+        Run(model, long, attention_mask=mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0)).check_routing()
+        ties = {f"h.{i}.mlp": tied(single.mixture(i)) for i in range(last + 1) if single.mixture(i)}
+        if any(pair for pair, _ in ties.values()):
+            meta["tied"] = {name: pair for name, (pair, _) in ties.items() if pair}
+            meta["twins"] = [name for name, (_, twins) in ties.items() if twins]
 
     meta["sites"] = [k.removeprefix("single/") for k in expected if k.startswith("single/")]
     save_file({k: v.contiguous() for k, v in expected.items()}, folder / "expected.safetensors")

@@ -35,7 +35,7 @@ FAMILIES = {
                   decoder=("final_layer_norm", "project_out"), rotary=False),
     "phi": Family(output="dense", decoder=("final_layernorm",), parallel=True),
     "olmo2": Family(mlp=("mlp", "post_feedforward_layernorm")),
-}  # llama, mistral, qwen2, qwen3, gemma and phi3 are as Family() says
+}  # llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, gemma, phi3 and gpt_oss are as Family() says
 
 
 def of(config):

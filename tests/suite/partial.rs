@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use transformer_utils::{
     lowmem::{LoadOptions, Residency},
-    models::{Action, Error as ModelError, Input, KvCache, LogitsAt, Model, Observer, ObserverError, Point, Site, Values},
+    models::{
+        Action, Error as ModelError, Input, KvCache, LogitsAt, Model, Observer, ObserverError, Point, Site, Values,
+    },
     partial::{Activations, Edit, Error, Run, partial_forward},
     tch::{Device, Kind, TchError, Tensor},
 };

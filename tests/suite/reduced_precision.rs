@@ -70,7 +70,7 @@ fn contexts(case: &Case, model: &Model) -> Input {
 #[test]
 fn bf16_is_as_exact_as_hugging_face_s_at_every_site() {
     let mut failures = Vec::new();
-    for case in cases().into_iter().filter(Case::is_original) {
+    for case in cases().into_iter().filter(|case| case.is_original() && case.bf16().get("rows").is_none()) {
         let (narrow, wide) = (model(&case, Dtype::Bf16), model(&case, Dtype::F32));
         let input = || contexts(&case, &wide);
         let errors = case.bf16()["rms_error"].as_object().unwrap().clone();

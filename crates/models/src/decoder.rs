@@ -157,7 +157,8 @@ impl<'a> Run<'a> {
         for (block, layer) in architecture.layers.iter().enumerate().skip(begin.block) {
             self.blocks_run += 1;
             // Which experts come next is known when the router has spoken.
-            let next = (!self.ends_in(Stage::Block(block)) && layer.mlp.experts.is_none()).then(|| map.layer(block + 1));
+            let next =
+                (!self.ends_in(Stage::Block(block)) && layer.mlp.experts.is_none()).then(|| map.layer(block + 1));
             let tensors = model.parts().get(map.layer(block), next).map_err(Error::from)?;
             let mut shelf = Placed::new(model.config().family, tensors);
             let weights = LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;

@@ -44,8 +44,8 @@ mod weights;
 
 pub use activation::Activation;
 pub use architecture::{
-    Architecture, Attention, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind, NormOver,
-    Norms, Projections, QueryKeyNorm, Residual, Routing,
+    Architecture, Attention, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind,
+    NormOver, Norms, Projections, QueryKeyNorm, Residual, Routing,
 };
 pub use cache::{CacheLayout, KvCache};
 pub use config::{Config, Initial};

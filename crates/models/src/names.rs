@@ -240,9 +240,9 @@ impl<'a> Sites<'a> {
         let (block, inner) = self.split_block(inside.or_else(|| name.strip_prefix("h."))?)?;
         let site = |point| Site::block(block, self.present(block, point));
         let lists = family.expert_list().into_iter().chain([Point::Expert(0).name()]);
-        let expert = lists.filter_map(|list| inner.strip_prefix(list)).find_map(|number| {
-            number.parse::<usize>().ok().filter(|expert| expert.to_string() == number)
-        });
+        let expert = lists
+            .filter_map(|list| inner.strip_prefix(list))
+            .find_map(|number| number.parse::<usize>().ok().filter(|expert| expert.to_string() == number));
         if let Some(expert) = expert {
             return Some(site(Point::Expert(expert)));
         }
@@ -362,13 +362,7 @@ impl<'a> Sites<'a> {
             _ if in_f32 => Values::AtLeastF32,
             _ => Values::OfTheRun,
         };
-        SiteInfo {
-            site,
-            names: self.names(site),
-            lens_names: self.lens_names(site),
-            shape: self.shape(site),
-            values,
-        }
+        SiteInfo { site, names: self.names(site), lens_names: self.lens_names(site), shape: self.shape(site), values }
     }
 
     fn layer_of(&self, site: Site) -> Option<&'a Layer> {

@@ -131,14 +131,7 @@ impl<T> LayerWeights<T> {
         let after = norm(shelf, Point::MlpNorm, layer.mlp_norms.after)?;
         let stream = norm(shelf, Point::Norm2, layer.mlp_norms.stream)?;
         let mlp_norms = NormWeights { before, after, stream };
-        Ok(Self {
-            attention_norms,
-            query_key_value,
-            query_key_norm,
-            attention_output,
-            mlp_norms,
-            mlp: weights,
-        })
+        Ok(Self { attention_norms, query_key_value, query_key_norm, attention_output, mlp_norms, mlp: weights })
     }
 }
 

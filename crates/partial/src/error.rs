@@ -46,7 +46,9 @@ pub enum Error {
         site: String,
     },
     /// Positions were chosen at a site that has none: an expert sees the tokens that were sent to it.
-    #[error("{site} has one row for each token that goes there, and no positions; mlp.experts.chosen says which those are")]
+    #[error(
+        "{site} has one row for each token that goes there, and no positions; mlp.experts.chosen says which those are"
+    )]
     NoPositions {
         /// The site.
         site: String,

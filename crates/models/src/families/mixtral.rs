@@ -52,7 +52,7 @@ fn read(value: Value) -> Result<Config> {
         "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 131_072,
         "initializer_range": 0.02, "rms_norm_eps": 1e-5, "tie_word_embeddings": false, "eos_token_id": 2,
-        "sliding_window": null, "num_local_experts": 8, "num_experts_per_tok": 2,
+        "sliding_window": null, "rope_theta": 1e6, "num_local_experts": 8, "num_experts_per_tok": 2,
     });
     let own: Own = fields_over(value.clone(), defaults.clone())?;
     let mut fields: Fields = fields_over(value, defaults)?;

@@ -20,7 +20,7 @@ use crate::{Config, Error, Point, Result};
 
 /// How a family reads its config and spells its tensors and modules.
 ///
-/// A new family is a file with a value of this type, and a line in [`ALL`].
+/// A new family is a file with a value of this type, and a line in the list of them.
 #[derive(Debug)]
 pub struct Family {
     /// The `model_type`s of its configs.

@@ -48,7 +48,9 @@ pub(super) static QWEN3_MOE: Family = Family {
 
 #[derive(Deserialize)]
 struct Own {
+    /// Transformers 4's name; 5 writes `num_local_experts`.
     num_experts: i64,
+    num_local_experts: Option<i64>,
     num_experts_per_tok: i64,
     moe_intermediate_size: i64,
     norm_topk_prob: bool,
@@ -64,6 +66,8 @@ fn read(value: Value) -> Result<Config> {
         ("num_hidden_layers", json!(24)),
         ("num_key_value_heads", json!(4)),
         ("num_experts", json!(128)),
+        ("num_local_experts", json!(null)),
+        ("max_window_layers", json!(0)),
         ("num_experts_per_tok", json!(8)),
         ("moe_intermediate_size", json!(768)),
         ("norm_topk_prob", json!(false)),
@@ -73,9 +77,15 @@ fn read(value: Value) -> Result<Config> {
         defaults[field] = default;
     }
     let own: Own = fields_over(value.clone(), defaults.clone())?;
+    let mut value = value;
+    // Here a window holds in every layer.
+    if let Some(object) = value.as_object_mut() {
+        object.remove("max_window_layers");
+        object.remove("layer_types");
+    }
     let fields: Fields = fields_over(value, defaults)?;
     let experts = Experts {
-        count: own.num_experts,
+        count: own.num_local_experts.unwrap_or(own.num_experts),
         chosen: own.num_experts_per_tok,
         routing: Routing::SoftmaxFirst { renormalised: own.norm_topk_prob, rounded: true },
     };
