@@ -16,7 +16,7 @@ use clap::Parser;
 use serde::Serialize;
 use transformer_utils::{
     lowmem::{self, Checkpoint, LoadOptions},
-    models::{Input, Model, NoObserver, Products},
+    models::{Family, Input, Model, NoObserver, Products},
     tch::{self, Cuda, Device, Kind, Tensor},
 };
 
@@ -81,6 +81,7 @@ fn run(flags: Flags) -> Result<ExitCode> {
     findings.extend(speeds());
     findings.push(memory());
     findings.extend(hub());
+    findings.push(families());
     for name in ["tiny-gpt2", "tiny-gpt-neo"] {
         findings.push(bundled(name));
     }
@@ -270,6 +271,11 @@ fn hub() -> Vec<Finding> {
         findings.push(Finding::note("Hub variables", format!("{} set", variables.join(", "))));
     }
     findings
+}
+
+/// Which models run.
+fn families() -> Finding {
+    Finding::good("model types", Family::supported().join(", "))
 }
 
 fn bundled(name: &'static str) -> Finding {

@@ -42,6 +42,26 @@ fn weights_after_the_deepest_name_are_never_placed() {
     }
 }
 
+#[test]
+fn only_the_experts_that_tokens_go_to_are_read() {
+    for residency in [Residency::Mapped, Residency::Resident, Residency::Streamed] {
+        let case = case("mixtral_ties");
+        let model = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        let input = || Input::from_rows(&[[7]]).unwrap();
+        let chosen = one(&model, "h.0.mlp.experts.chosen", &input());
+        assert_eq!(chosen.size(), [1, 1, 2]);
+        let placed = model.report().tensors_placed;
+        let expert = chosen.int64_value(&[0, 0, 0]);
+        assert_eq!(one(&model, &format!("h.0.mlp.experts.{expert}"), &input()).size()[0], 1);
+        let idle = (0..4).find(|expert| (0..2).all(|place| chosen.int64_value(&[0, 0, place]) != *expert)).unwrap();
+        assert_eq!(one(&model, &format!("h.0.mlp.experts.{idle}"), &input()).size()[0], 0);
+        // Streamed parts are placed again by each run; a layer has seven tensors, and one expert three.
+        let fresh = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        partial_forward(&fresh, &["h.0"], &input()).unwrap();
+        assert_eq!((placed, fresh.report().tensors_placed), (7, 7 + 2 * 3), "{residency}");
+    }
+}
+
 fn case_bytes(case: &Case) -> u64 {
     std::fs::metadata(case.folder.join("model.safetensors")).unwrap().len()
 }
@@ -102,7 +122,7 @@ fn unknown_names_are_refused_with_the_nearest_before_anything_runs() {
 
 #[test]
 fn every_listed_name_is_a_site_with_the_listed_shape() {
-    for name in ["gpt2_plain", "neo_plain", "gpt2_bf16", "neo_bf16"] {
+    for name in ["gpt2_plain", "neo_plain", "gpt2_bf16", "neo_bf16", "gemma2_softcaps", "opt_350m", "phi3_window"] {
         let case = case(name);
         let model = case.model(&LoadOptions::default());
         for info in model.sites().iter() {

@@ -270,7 +270,47 @@ pub enum Masking {
     Added,
 }
 
+impl Embedding {
+    /// Rows as wide as the stream, and positions that are not added to them.
+    pub fn plain(width: i64) -> Self {
+        Self { width, scale: None, positions: None }
+    }
+}
+
+impl Mlp {
+    /// `out(activation(in(x)))`, with biases.
+    pub fn plain(d_mlp: i64, activation: Activation) -> Self {
+        Self { d_mlp, activation, gate: Gate::None, bias: true, experts: None }
+    }
+}
+
+impl Head {
+    /// Without a bias and without a softcap.
+    pub fn plain(tied: bool) -> Self {
+        Self { tied, bias: false, softcap: None }
+    }
+}
+
 impl Attention {
+    /// As Vaswani et al. (2017) have it: keys of its own for each head, scores divided by the root of its width, everything
+    /// before a token in sight; a matrix each for queries, keys and values, without biases.
+    pub fn plain(heads: i64, d_head: i64) -> Self {
+        Self {
+            heads,
+            kv_heads: heads,
+            d_head,
+            scale: (d_head as f64).powf(-0.5),
+            window: None,
+            softcap: None,
+            rotary: None,
+            query_key_norm: None,
+            projections: Projections::Separate,
+            input_bias: false,
+            output_bias: false,
+            in_f32: false,
+        }
+    }
+
     /// Width of the queries, `heads · d_head`.
     pub fn query_width(&self) -> i64 {
         self.heads * self.d_head

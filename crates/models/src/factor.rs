@@ -110,7 +110,8 @@ impl<'a> Factor<'a> {
         Self::with(x, true)
     }
 
-    fn with(x: &'a Tensor, alike: bool) -> Result<Self, TchError> {
+    /// As [`Factor::alike`] where `alike` says so, else as [`Factor::new`].
+    pub(crate) fn with(x: &'a Tensor, alike: bool) -> Result<Self, TchError> {
         lowmem::prepare_libtorch();
         // A value of the variable that is none was refused when the model was opened.
         let products = Products::chosen().ok();

@@ -14,7 +14,7 @@ pub(crate) struct Linear<T = Tensor> {
 impl Linear {
     /// `[.., in]` to `[.., out]`; with `alike`, a single row is computed as it is among others.
     pub(crate) fn apply(&self, x: &Tensor, alike: bool) -> Result<Tensor, TchError> {
-        self.times(&if alike { Factor::alike(x)? } else { Factor::new(x)? })
+        self.times(&Factor::with(x, alike)?)
     }
 
     /// The same, of rows that several matrices multiply.

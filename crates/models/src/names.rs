@@ -198,8 +198,7 @@ impl<'a> Sites<'a> {
         if short.is_empty() && !name.is_empty() && !name.ends_with('.') {
             return Ok(self.last_hidden());
         }
-        let list = [short == "h" || short == family.layers, name == "blocks"];
-        if list.contains(&true) {
+        if short == "h" || short == family.layers || name == "blocks" {
             let inside = (0..self.layers().min(3)).map(|block| format!("h.{block}")).collect();
             return Err(Error::Container { name: name.to_owned(), inside });
         }
@@ -220,8 +219,7 @@ impl<'a> Sites<'a> {
     }
 
     fn last_hidden(&self) -> Site {
-        let projected = Site { stage: Stage::Head, point: Point::OutputProjection };
-        if self.order.has(projected) { projected } else { Site::FINAL_NORM }
+        if self.order.has(Site::PROJECTED) { Site::PROJECTED } else { Site::FINAL_NORM }
     }
 
     fn lookup(&self, name: &str) -> Option<Site> {
@@ -233,8 +231,9 @@ impl<'a> Sites<'a> {
             let capped = self.config.architecture.head.softcap.is_some();
             return Some(if site == Site::UNCAPPED_LOGITS && !capped { Site::LOGITS } else { site });
         }
-        if ["final_layernorm", "drop"].contains(&name) {
-            return Some(if name == "drop" { Site::INPUT } else { Site::FINAL_NORM });
+        // transformer-utils' name.
+        if name == "final_layernorm" {
+            return Some(Site::FINAL_NORM);
         }
         let inside = name.strip_prefix(family.layers).and_then(|rest| rest.strip_prefix('.'));
         let (block, inner) = self.split_block(inside.or_else(|| name.strip_prefix("h."))?)?;
@@ -385,7 +384,6 @@ impl<'a> Sites<'a> {
             add(site.to_string());
             family.names_of(site.point).for_each(|name| add(name.to_owned()));
             match site {
-                Site::INPUT => add("drop".to_owned()),
                 Site::FINAL_NORM => add("final_layernorm".to_owned()),
                 Site::LOGITS if self.config.architecture.head.softcap.is_none() => {
                     names.insert(0, Site::UNCAPPED_LOGITS.to_string());

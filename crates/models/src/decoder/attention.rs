@@ -90,7 +90,7 @@ impl Run<'_> {
             }
             Projected::Separate([query, key, value]) => {
                 let at = site(Point::Query);
-                let factor = if alike { Factor::alike(read) } else { Factor::new(read) }.at(at)?;
+                let factor = Factor::with(read, alike).at(at)?;
                 let mut project = |linear: &crate::linear::Linear, point, heads| {
                     let at = site(point);
                     let projected = linear.times(&factor).at(at)?;

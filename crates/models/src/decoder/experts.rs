@@ -5,7 +5,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use super::{Halt, Run};
 use crate::{
     Error, Factor, Point, Site, Stage,
-    architecture::{Experts, Gate, Mlp, Routing},
+    architecture::{Experts, Mlp, Routing},
     error::At,
     linear::Linear,
     weights::{MlpWeights, Placed},
@@ -74,16 +74,7 @@ impl Run<'_> {
 
 /// What an expert says of its tokens, `[token, d_model]`.
 fn said(mlp: &Mlp, weights: &MlpWeights, rows: &Tensor, alike: bool) -> Result<Tensor, TchError> {
-    let factor = if alike { Factor::alike(rows)? } else { Factor::new(rows)? };
-    let input = weights.input.times(&factor)?;
-    let neurons = match (mlp.gate, &weights.gate) {
-        (Gate::SideBySide, _) => {
-            let (gate, input) = (input.f_narrow(-1, 0, mlp.d_mlp)?, input.f_narrow(-1, mlp.d_mlp, mlp.d_mlp)?);
-            mlp.activation.apply(&gate)?.f_mul(&input)?
-        }
-        (_, Some(gate)) => mlp.activation.apply(&gate.times(&factor)?)?.f_mul(&input)?,
-        (_, None) => mlp.activation.apply(&input)?,
-    };
+    let neurons = weights.neurons(mlp, &Factor::with(rows, alike)?, |_, value| value)?;
     weights.output.apply(&neurons, alike)
 }
 

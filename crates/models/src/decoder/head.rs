@@ -21,7 +21,7 @@ impl Run<'_> {
             normed = self.show(Site::PROJECTED, projected)?;
         }
         let unembedding = model.unembedding()?;
-        let factor = if model.numerics().alike_rows { Factor::alike(&normed) } else { Factor::new(&normed) };
+        let factor = Factor::with(&normed, model.numerics().alike_rows);
         let mut scores = factor.and_then(|normed| unembedding.uncapped(&normed)).at(Site::LOGITS)?;
         if unembedding.softcap().is_some() {
             // Whoever keeps them must not find them changed.

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Family,
     json::{RopeFields, fields, fields_over, refuse},
-    llama::{Fields, LLAMA},
+    llama::{self, Fields, LLAMA},
 };
 use crate::{Config, Error, Norm, NormKind, NormOver, Norms, Point, QueryKeyNorm, Result};
 
@@ -31,22 +31,16 @@ pub(super) static GEMMA3_IN_MULTIMODAL: Family = Family {
 };
 
 /// From Gemma 2 on, each half has a norm before and a norm after it.
-const MODULES: &[(Point, &str)] = &[
-    (Point::TokenEmbedding, "embed_tokens"),
-    (Point::Norm1, "input_layernorm"),
-    (Point::Query, "self_attn.q_proj"),
-    (Point::Key, "self_attn.k_proj"),
-    (Point::Value, "self_attn.v_proj"),
-    (Point::QueryNorm, "self_attn.q_norm"),
-    (Point::KeyNorm, "self_attn.k_norm"),
-    (Point::AttentionOutput, "self_attn.o_proj"),
-    (Point::AttentionNorm, "post_attention_layernorm"),
-    (Point::Norm2, "pre_feedforward_layernorm"),
-    (Point::MlpGate, "mlp.gate_proj"),
-    (Point::MlpInput, "mlp.up_proj"),
-    (Point::MlpOutput, "mlp.down_proj"),
-    (Point::MlpNorm, "post_feedforward_layernorm"),
-    (Point::FinalNorm, "norm"),
+const MODULES: &[&[(Point, &str)]] = &[
+    llama::OUTSIDE,
+    &[
+        (Point::Norm1, "input_layernorm"),
+        (Point::AttentionNorm, "post_attention_layernorm"),
+        (Point::Norm2, "pre_feedforward_layernorm"),
+        (Point::MlpNorm, "post_feedforward_layernorm"),
+    ],
+    llama::ATTENTION,
+    llama::MLP,
 ];
 
 /// What only Gemma has.

@@ -8,7 +8,7 @@ use super::{
     json::{EndTokens, end_tokens, fields, head_width, refuse},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
+    Activation, Architecture, Attention, Config, Embedding, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
     NormKind, Norms, Point, Projections, Residual, Result, architecture::check_layers,
 };
 
@@ -19,7 +19,7 @@ pub(super) static GPT2: Family = Family {
     prefixes: &["transformer."],
     layers: "h",
     layout: Layout::InOut,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "wte"),
         (Point::PositionEmbedding, "wpe"),
         (Point::Norm1, "ln_1"),
@@ -29,7 +29,7 @@ pub(super) static GPT2: Family = Family {
         (Point::MlpInput, "mlp.c_fc"),
         (Point::MlpOutput, "mlp.c_proj"),
         (Point::FinalNorm, "ln_f"),
-    ],
+    ]],
     heads: &["lm_head"],
     aliases: &[
         (Point::Input, &["drop"]),
@@ -94,29 +94,20 @@ fn read(value: Value) -> Result<Config> {
     let d_head = head_width(fields.n_embd, fields.n_head)?;
     let base = if fields.scale_attn_weights { (d_head as f64).powf(-0.5) } else { 1.0 };
     let norm = Norm { kind: NormKind::Layer { weights: true }, epsilon: fields.layer_norm_epsilon };
-    let mlp = Mlp {
-        d_mlp: fields.n_inner.unwrap_or_else(|| fields.n_embd.saturating_mul(4)),
-        activation: Activation::from_name(&fields.activation_function)?,
-        gate: Gate::None,
-        bias: true,
-        experts: None,
-    };
+    let mlp = Mlp::plain(
+        fields.n_inner.unwrap_or_else(|| fields.n_embd.saturating_mul(4)),
+        Activation::from_name(&fields.activation_function)?,
+    );
     let layer = |number: u64| Layer {
         residual: Residual::Sequential,
         attention_norms: Norms::before(norm),
         attention: Attention {
-            heads: fields.n_head,
-            kv_heads: fields.n_head,
-            d_head,
             scale: if fields.scale_attn_by_inverse_layer_idx { base / (number + 1) as f64 } else { base },
-            window: None,
-            softcap: None,
-            rotary: None,
-            query_key_norm: None,
             projections: Projections::SideBySide,
             input_bias: true,
             output_bias: true,
             in_f32: fields.reorder_and_upcast_attn,
+            ..Attention::plain(fields.n_head, d_head)
         },
         mlp_norms: Norms::before(norm),
         mlp: mlp.clone(),
@@ -128,13 +119,12 @@ fn read(value: Value) -> Result<Config> {
             context: fields.n_positions,
             d_model: fields.n_embd,
             embedding: Embedding {
-                width: fields.n_embd,
-                scale: None,
                 positions: Some(LearnedPositions { offset: 0, count_tokens: false }),
+                ..Embedding::plain(fields.n_embd)
             },
             layers: (0..fields.n_layer).map(layer).collect(),
             final_norm: Some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: false, softcap: None },
+            head: Head::plain(fields.tie_word_embeddings),
             masks: Masking::Joined,
         },
         end_tokens: end_tokens(fields.eos_token_id),

@@ -8,8 +8,8 @@ use super::{
     json::{EndTokens, end_tokens, fields, head_width, refuse},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Error, Gate, Head, Layer, LearnedPositions, Masking, Mlp,
-    Norm, NormKind, Norms, Point, Projections, Residual, Result, architecture::check_layers,
+    Activation, Architecture, Attention, Config, Embedding, Error, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
+    NormKind, Norms, Point, Residual, Result, architecture::check_layers,
 };
 
 pub(super) static GPT_NEO: Family = Family {
@@ -19,7 +19,7 @@ pub(super) static GPT_NEO: Family = Family {
     prefixes: &["transformer."],
     layers: "h",
     layout: Layout::OutIn,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "wte"),
         (Point::PositionEmbedding, "wpe"),
         (Point::Norm1, "ln_1"),
@@ -31,7 +31,7 @@ pub(super) static GPT_NEO: Family = Family {
         (Point::MlpInput, "mlp.c_fc"),
         (Point::MlpOutput, "mlp.c_proj"),
         (Point::FinalNorm, "ln_f"),
-    ],
+    ]],
     heads: &["lm_head"],
     aliases: &[
         (Point::Input, &["drop"]),
@@ -113,30 +113,20 @@ fn read(value: Value) -> Result<Config> {
     let windows = fields.windows()?;
     let d_head = head_width(fields.hidden_size, fields.num_heads)?;
     let norm = Norm { kind: NormKind::Layer { weights: true }, epsilon: fields.layer_norm_epsilon };
-    let mlp = Mlp {
-        d_mlp: fields.intermediate_size.unwrap_or_else(|| fields.hidden_size.saturating_mul(4)),
-        activation: Activation::from_name(&fields.activation_function)?,
-        gate: Gate::None,
-        bias: true,
-        experts: None,
-    };
+    let mlp = Mlp::plain(
+        fields.intermediate_size.unwrap_or_else(|| fields.hidden_size.saturating_mul(4)),
+        Activation::from_name(&fields.activation_function)?,
+    );
     let layer = |window| Layer {
         residual: Residual::Sequential,
         attention_norms: Norms::before(norm),
         attention: Attention {
-            heads: fields.num_heads,
-            kv_heads: fields.num_heads,
-            d_head,
             // GPT-Neo does not divide by the square root of the head's width.
             scale: 1.0,
             window,
-            softcap: None,
-            rotary: None,
-            query_key_norm: None,
-            projections: Projections::Separate,
-            input_bias: false,
             output_bias: true,
             in_f32: true,
+            ..Attention::plain(fields.num_heads, d_head)
         },
         mlp_norms: Norms::before(norm),
         mlp: mlp.clone(),
@@ -148,13 +138,12 @@ fn read(value: Value) -> Result<Config> {
             context: fields.max_position_embeddings,
             d_model: fields.hidden_size,
             embedding: Embedding {
-                width: fields.hidden_size,
-                scale: None,
                 positions: Some(LearnedPositions { offset: 0, count_tokens: false }),
+                ..Embedding::plain(fields.hidden_size)
             },
             layers: windows.into_iter().map(layer).collect(),
             final_norm: Some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: false, softcap: None },
+            head: Head::plain(fields.tie_word_embeddings),
             masks: Masking::Added,
         },
         end_tokens: end_tokens(fields.eos_token_id),

@@ -8,8 +8,8 @@ use super::{
     json::{EndTokens, RopeDefaults, RopeFields, end_tokens, fields_over, head_width},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, Masking, Mlp, Norm, NormKind, Norms,
-    Point, Projections, Residual, Result, architecture::check_layers,
+    Activation, Architecture, Attention, Config, Embedding, Head, Layer, Masking, Mlp, Norm, NormKind, Norms, Point,
+    Projections, Residual, Result, architecture::check_layers,
 };
 
 pub(super) static GPT_NEOX: Family = Family {
@@ -19,7 +19,7 @@ pub(super) static GPT_NEOX: Family = Family {
     prefixes: &["gpt_neox."],
     layers: "layers",
     layout: Layout::OutIn,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "embed_in"),
         (Point::Norm1, "input_layernorm"),
         (Point::QueryKeyValue, "attention.query_key_value"),
@@ -28,7 +28,7 @@ pub(super) static GPT_NEOX: Family = Family {
         (Point::MlpInput, "mlp.dense_h_to_4h"),
         (Point::MlpOutput, "mlp.dense_4h_to_h"),
         (Point::FinalNorm, "final_layer_norm"),
-    ],
+    ]],
     heads: &["embed_out", "lm_head"],
     aliases: &[
         (Point::Input, &["emb_dropout"]),
@@ -86,27 +86,14 @@ fn read(value: Value) -> Result<Config> {
         residual: if fields.use_parallel_residual { Residual::Parallel } else { Residual::Sequential },
         attention_norms: Norms::before(norm),
         attention: Attention {
-            heads: fields.num_attention_heads,
-            kv_heads: fields.num_attention_heads,
-            d_head,
-            scale: (d_head as f64).powf(-0.5),
-            window: None,
-            softcap: None,
             rotary: Some(fields.rope.rotary(&rope)?),
-            query_key_norm: None,
             projections: Projections::HeadByHead,
             input_bias: fields.attention_bias,
             output_bias: fields.attention_bias,
-            in_f32: false,
+            ..Attention::plain(fields.num_attention_heads, d_head)
         },
         mlp_norms: Norms::before(norm),
-        mlp: Mlp {
-            d_mlp: fields.intermediate_size,
-            activation: Activation::from_name(&fields.hidden_act)?,
-            gate: Gate::None,
-            bias: true,
-            experts: None,
-        },
+        mlp: Mlp::plain(fields.intermediate_size, Activation::from_name(&fields.hidden_act)?),
     };
     Ok(Config {
         family: &GPT_NEOX,
@@ -114,10 +101,10 @@ fn read(value: Value) -> Result<Config> {
             vocabulary: fields.vocab_size,
             context: fields.max_position_embeddings,
             d_model: fields.hidden_size,
-            embedding: Embedding { width: fields.hidden_size, scale: None, positions: None },
+            embedding: Embedding::plain(fields.hidden_size),
             layers: vec![layer; fields.num_hidden_layers as usize],
             final_norm: Some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: false, softcap: None },
+            head: Head::plain(fields.tie_word_embeddings),
             masks: Masking::Joined,
         },
         end_tokens: end_tokens(fields.eos_token_id),

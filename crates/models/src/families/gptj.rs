@@ -8,8 +8,8 @@ use super::{
     json::{EndTokens, end_tokens, fields_over, head_width},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, Masking, Mlp, Norm, NormKind, Norms,
-    Point, Projections, Residual, Result, Rotary, RotaryPairs, RotaryScaling, architecture::check_layers,
+    Activation, Architecture, Attention, Config, Embedding, Head, Layer, Masking, Mlp, Norm, NormKind, Norms, Point,
+    Residual, Result, Rotary, RotaryPairs, RotaryScaling, architecture::check_layers,
 };
 
 pub(super) static GPTJ: Family = Family {
@@ -19,7 +19,7 @@ pub(super) static GPTJ: Family = Family {
     prefixes: &["transformer."],
     layers: "h",
     layout: Layout::OutIn,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "wte"),
         (Point::Norm1, "ln_1"),
         (Point::Query, "attn.q_proj"),
@@ -29,7 +29,7 @@ pub(super) static GPTJ: Family = Family {
         (Point::MlpInput, "mlp.fc_in"),
         (Point::MlpOutput, "mlp.fc_out"),
         (Point::FinalNorm, "ln_f"),
-    ],
+    ]],
     heads: &["lm_head"],
     aliases: &[
         (Point::Input, &["drop"]),
@@ -80,28 +80,12 @@ fn read(value: Value) -> Result<Config> {
     let layer = Layer {
         residual: Residual::Parallel,
         attention_norms: Norms::before(norm),
-        attention: Attention {
-            heads: fields.n_head,
-            kv_heads: fields.n_head,
-            d_head,
-            scale: (d_head as f64).powf(-0.5),
-            window: None,
-            softcap: None,
-            rotary: Some(rotary),
-            query_key_norm: None,
-            projections: Projections::Separate,
-            input_bias: false,
-            output_bias: false,
-            in_f32: true,
-        },
+        attention: Attention { rotary: Some(rotary), in_f32: true, ..Attention::plain(fields.n_head, d_head) },
         mlp_norms: Norms::default(),
-        mlp: Mlp {
-            d_mlp: fields.n_inner.unwrap_or_else(|| fields.n_embd.saturating_mul(4)),
-            activation: Activation::from_name(&fields.activation_function)?,
-            gate: Gate::None,
-            bias: true,
-            experts: None,
-        },
+        mlp: Mlp::plain(
+            fields.n_inner.unwrap_or_else(|| fields.n_embd.saturating_mul(4)),
+            Activation::from_name(&fields.activation_function)?,
+        ),
     };
     Ok(Config {
         family: &GPTJ,
@@ -109,10 +93,10 @@ fn read(value: Value) -> Result<Config> {
             vocabulary: fields.vocab_size,
             context: fields.n_positions,
             d_model: fields.n_embd,
-            embedding: Embedding { width: fields.n_embd, scale: None, positions: None },
+            embedding: Embedding::plain(fields.n_embd),
             layers: vec![layer; fields.n_layer as usize],
             final_norm: Some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: true, softcap: None },
+            head: Head { bias: true, ..Head::plain(fields.tie_word_embeddings) },
             masks: Masking::Joined,
         },
         end_tokens: end_tokens(fields.eos_token_id),

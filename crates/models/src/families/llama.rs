@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, Masking, Mlp, Norm, NormKind, NormOver,
-    Norms, Point, Projections, QueryKeyNorm, Residual, Result,
+    Norms, Point, QueryKeyNorm, Residual, Result,
     architecture::{check_layers, within},
 };
 
@@ -22,21 +22,23 @@ pub(super) const ALIASES: &[(Point, &[&str])] = &[
     (Point::MlpOutput, &["mlp"]),
 ];
 
-const MODULES: &[(Point, &str)] = &[
-    (Point::TokenEmbedding, "embed_tokens"),
-    (Point::Norm1, "input_layernorm"),
+/// The modules outside of the layers.
+pub(super) const OUTSIDE: &[(Point, &str)] = &[(Point::TokenEmbedding, "embed_tokens"), (Point::FinalNorm, "norm")];
+
+pub(super) const NORMS: &[(Point, &str)] =
+    &[(Point::Norm1, "input_layernorm"), (Point::Norm2, "post_attention_layernorm")];
+
+pub(super) const ATTENTION: &[(Point, &str)] = &[
     (Point::Query, "self_attn.q_proj"),
     (Point::Key, "self_attn.k_proj"),
     (Point::Value, "self_attn.v_proj"),
     (Point::QueryNorm, "self_attn.q_norm"),
     (Point::KeyNorm, "self_attn.k_norm"),
     (Point::AttentionOutput, "self_attn.o_proj"),
-    (Point::Norm2, "post_attention_layernorm"),
-    (Point::MlpGate, "mlp.gate_proj"),
-    (Point::MlpInput, "mlp.up_proj"),
-    (Point::MlpOutput, "mlp.down_proj"),
-    (Point::FinalNorm, "norm"),
 ];
+
+pub(super) const MLP: &[(Point, &str)] =
+    &[(Point::MlpGate, "mlp.gate_proj"), (Point::MlpInput, "mlp.up_proj"), (Point::MlpOutput, "mlp.down_proj")];
 
 pub(super) static LLAMA: Family = Family {
     model_types: &["llama"],
@@ -45,7 +47,7 @@ pub(super) static LLAMA: Family = Family {
     prefixes: PREFIXES,
     layers: "layers",
     layout: Layout::OutIn,
-    modules: MODULES,
+    modules: &[OUTSIDE, NORMS, ATTENTION, MLP],
     heads: &["lm_head"],
     aliases: ALIASES,
     buffers: &["self_attn.rotary_emb.inv_freq"],
@@ -131,26 +133,17 @@ impl Fields {
             residual: Residual::Sequential,
             attention_norms: Norms::before(norm),
             attention: Attention {
-                heads: self.num_attention_heads,
                 kv_heads: self.num_key_value_heads.unwrap_or(self.num_attention_heads),
-                d_head,
-                scale: (d_head as f64).powf(-0.5),
-                window: None,
-                softcap: None,
                 rotary: Some(self.rope.rotary(&self.rope_defaults(d_head))?),
-                query_key_norm: None,
-                projections: Projections::Separate,
                 input_bias: self.attention_bias,
                 output_bias: self.attention_bias,
-                in_f32: false,
+                ..Attention::plain(self.num_attention_heads, d_head)
             },
             mlp_norms: Norms::before(norm),
             mlp: Mlp {
-                d_mlp: self.intermediate_size,
-                activation: Activation::from_name(&self.hidden_act)?,
                 gate: Gate::Separate,
                 bias: self.mlp_bias,
-                experts: None,
+                ..Mlp::plain(self.intermediate_size, Activation::from_name(&self.hidden_act)?)
             },
         };
         Ok(Config {
@@ -159,10 +152,10 @@ impl Fields {
                 vocabulary: self.vocab_size,
                 context: self.max_position_embeddings,
                 d_model: self.hidden_size,
-                embedding: Embedding { width: self.hidden_size, scale: None, positions: None },
+                embedding: Embedding::plain(self.hidden_size),
                 layers: vec![layer; self.num_hidden_layers as usize],
                 final_norm: Some(norm),
-                head: Head { tied: self.tie_word_embeddings, bias: false, softcap: None },
+                head: Head::plain(self.tie_word_embeddings),
                 masks: Masking::Joined,
             },
             end_tokens: end_tokens(self.eos_token_id),

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Family,
     json::fields_over,
-    llama::{Fields, LLAMA},
+    llama::{self, Fields, LLAMA},
 };
 use crate::{Config, Experts, Point, Result, Routing};
 
@@ -14,17 +14,7 @@ pub(super) static MIXTRAL: Family = Family {
     model_types: &["mixtral"],
     title: "Mixtral",
     read,
-    modules: &[
-        (Point::TokenEmbedding, "embed_tokens"),
-        (Point::Norm1, "input_layernorm"),
-        (Point::Query, "self_attn.q_proj"),
-        (Point::Key, "self_attn.k_proj"),
-        (Point::Value, "self_attn.v_proj"),
-        (Point::AttentionOutput, "self_attn.o_proj"),
-        (Point::Norm2, "post_attention_layernorm"),
-        (Point::Router, "block_sparse_moe.gate"),
-        (Point::FinalNorm, "norm"),
-    ],
+    modules: &[llama::OUTSIDE, llama::NORMS, llama::ATTENTION, &[(Point::Router, "block_sparse_moe.gate")]],
     // Transformers 5 calls `mlp` what 4 and the checkpoints call `block_sparse_moe`.
     aliases: &[
         (Point::RotaryCosines, &["rotary_emb"]),

@@ -36,8 +36,9 @@ pub struct Family {
     pub(crate) layers: &'static str,
     /// Which way matrices lie in the checkpoint.
     pub(crate) layout: Layout,
-    /// The modules that have weights, each with the point that its output is; within the layer, or the base model.
-    pub(crate) modules: &'static [(Point, &'static str)],
+    /// The modules that have weights, each with the point that its output is; within the layer, or the base model. In tables that
+    /// families share.
+    pub(crate) modules: &'static [&'static [(Point, &'static str)]],
     /// Names of the unembedding in checkpoints; the first is what `save_pretrained` writes.
     pub(crate) heads: &'static [&'static str],
     /// Modules without weights of their own whose output a point is.
@@ -82,13 +83,15 @@ pub(crate) const ALL: [&Family; 18] = [
 ];
 
 impl Family {
+    /// Every `model_type` that runs.
+    pub fn supported() -> Vec<&'static str> {
+        ALL.iter().flat_map(|family| family.model_types).copied().collect()
+    }
+
     /// The family of a `model_type`.
     pub(crate) fn of(model_type: &str) -> Result<&'static Self> {
         let found = ALL.into_iter().find(|family| family.model_types.contains(&model_type));
-        found.ok_or_else(|| {
-            let supported = ALL.iter().flat_map(|family| family.model_types).copied().collect();
-            Error::UnsupportedModelType { found: model_type.to_owned(), supported }
-        })
+        found.ok_or_else(|| Error::UnsupportedModelType { found: model_type.to_owned(), supported: Self::supported() })
     }
 
     /// What `save_pretrained` writes before the names of the base model, with the dot: `transformer.`, `model.`.
@@ -122,7 +125,7 @@ impl Family {
 
     /// The module whose weights make the value of a point.
     pub(crate) fn module(&self, point: Point) -> Option<&'static str> {
-        self.modules.iter().find(|(of, _)| *of == point).map(|(_, name)| *name)
+        self.modules.iter().copied().flatten().find(|(of, _)| *of == point).map(|(_, name)| *name)
     }
 
     /// A name without the longest prefix of the base model that it has; empty for the base model itself.

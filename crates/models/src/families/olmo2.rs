@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     Family,
     json::fields_over,
-    llama::{Fields, LLAMA},
+    llama::{self, Fields, LLAMA},
 };
 use crate::{Config, Norm, NormKind, NormOver, Norms, Point, QueryKeyNorm, Result};
 
@@ -14,19 +14,10 @@ pub(super) static OLMO2: Family = Family {
     title: "OLMo 2",
     read,
     modules: &[
-        (Point::TokenEmbedding, "embed_tokens"),
-        (Point::Query, "self_attn.q_proj"),
-        (Point::Key, "self_attn.k_proj"),
-        (Point::Value, "self_attn.v_proj"),
-        (Point::QueryNorm, "self_attn.q_norm"),
-        (Point::KeyNorm, "self_attn.k_norm"),
-        (Point::AttentionOutput, "self_attn.o_proj"),
-        (Point::AttentionNorm, "post_attention_layernorm"),
-        (Point::MlpGate, "mlp.gate_proj"),
-        (Point::MlpInput, "mlp.up_proj"),
-        (Point::MlpOutput, "mlp.down_proj"),
-        (Point::MlpNorm, "post_feedforward_layernorm"),
-        (Point::FinalNorm, "norm"),
+        llama::OUTSIDE,
+        llama::ATTENTION,
+        llama::MLP,
+        &[(Point::AttentionNorm, "post_attention_layernorm"), (Point::MlpNorm, "post_feedforward_layernorm")],
     ],
     ..LLAMA
 };

@@ -9,8 +9,8 @@ use super::{
     json::{EndTokens, end_tokens, fields_over, head_width},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
-    NormKind, Norms, Point, Projections, Residual, Result, architecture::check_layers,
+    Activation, Architecture, Attention, Config, Embedding, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
+    NormKind, Norms, Point, Residual, Result, architecture::check_layers,
 };
 
 pub(super) static OPT: Family = Family {
@@ -20,7 +20,7 @@ pub(super) static OPT: Family = Family {
     prefixes: &["model.decoder.", "decoder."],
     layers: "layers",
     layout: Layout::OutIn,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "embed_tokens"),
         (Point::EmbeddingProjection, "project_in"),
         (Point::PositionEmbedding, "embed_positions"),
@@ -34,7 +34,7 @@ pub(super) static OPT: Family = Family {
         (Point::MlpOutput, "fc2"),
         (Point::FinalNorm, "final_layer_norm"),
         (Point::OutputProjection, "project_out"),
-    ],
+    ]],
     heads: &["lm_head"],
     aliases: &[(Point::AttentionOutput, &["self_attn"]), (Point::MlpActivation, &["activation_fn"])],
     buffers: &[],
@@ -82,26 +82,14 @@ fn read(value: Value) -> Result<Config> {
         residual: Residual::Sequential,
         attention_norms: norms,
         attention: Attention {
-            heads: fields.num_attention_heads,
-            kv_heads: fields.num_attention_heads,
-            d_head,
-            scale: (d_head as f64).powf(-0.5),
-            window: None,
-            softcap: None,
-            rotary: None,
-            query_key_norm: None,
-            projections: Projections::Separate,
             input_bias: fields.enable_bias,
             output_bias: fields.enable_bias,
-            in_f32: false,
+            ..Attention::plain(fields.num_attention_heads, d_head)
         },
         mlp_norms: norms,
         mlp: Mlp {
-            d_mlp: fields.ffn_dim,
-            activation: Activation::from_name(&fields.activation_function)?,
-            gate: Gate::None,
             bias: fields.enable_bias,
-            experts: None,
+            ..Mlp::plain(fields.ffn_dim, Activation::from_name(&fields.activation_function)?)
         },
     };
     let last = fields.do_layer_norm_before && !fields.remove_final_layer_norm;
@@ -112,13 +100,12 @@ fn read(value: Value) -> Result<Config> {
             context: fields.max_position_embeddings,
             d_model: fields.hidden_size,
             embedding: Embedding {
-                width: fields.word_embed_proj_dim.unwrap_or(fields.hidden_size),
-                scale: None,
                 positions: Some(LearnedPositions { offset: 2, count_tokens: true }),
+                ..Embedding::plain(fields.word_embed_proj_dim.unwrap_or(fields.hidden_size))
             },
             layers: vec![layer; fields.num_hidden_layers as usize],
             final_norm: last.then_some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: false, softcap: None },
+            head: Head::plain(fields.tie_word_embeddings),
             masks: Masking::Joined,
         },
         end_tokens: end_tokens(fields.eos_token_id),

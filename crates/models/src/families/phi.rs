@@ -8,8 +8,8 @@ use super::{
     json::{EndTokens, RopeDefaults, RopeFields, end_tokens, fields_over, head_width},
 };
 use crate::{
-    Activation, Architecture, Attention, Config, Embedding, Gate, Head, Layer, Masking, Mlp, Norm, NormKind, NormOver,
-    Norms, Point, Projections, QueryKeyNorm, Residual, Result, architecture::check_layers,
+    Activation, Architecture, Attention, Config, Embedding, Head, Layer, Masking, Mlp, Norm, NormKind, NormOver, Norms,
+    Point, QueryKeyNorm, Residual, Result, architecture::check_layers,
 };
 
 pub(super) static PHI: Family = Family {
@@ -19,7 +19,7 @@ pub(super) static PHI: Family = Family {
     prefixes: &["model."],
     layers: "layers",
     layout: Layout::OutIn,
-    modules: &[
+    modules: &[&[
         (Point::TokenEmbedding, "embed_tokens"),
         (Point::Norm1, "input_layernorm"),
         (Point::Query, "self_attn.q_proj"),
@@ -31,7 +31,7 @@ pub(super) static PHI: Family = Family {
         (Point::MlpInput, "mlp.fc1"),
         (Point::MlpOutput, "mlp.fc2"),
         (Point::FinalNorm, "final_layernorm"),
-    ],
+    ]],
     heads: &["lm_head"],
     aliases: &[
         (Point::Input, &["embed_dropout"]),
@@ -85,27 +85,15 @@ fn read(value: Value) -> Result<Config> {
         residual: Residual::Parallel,
         attention_norms: Norms::before(norm),
         attention: Attention {
-            heads: fields.num_attention_heads,
             kv_heads: fields.num_key_value_heads.unwrap_or(fields.num_attention_heads),
-            d_head,
-            scale: (d_head as f64).powf(-0.5),
-            window: None,
-            softcap: None,
             rotary: Some(fields.rope.rotary(&rope)?),
             query_key_norm: fields.qk_layernorm.then_some(QueryKeyNorm { norm, over: NormOver::TurnedHead }),
-            projections: Projections::Separate,
             input_bias: true,
             output_bias: true,
-            in_f32: false,
+            ..Attention::plain(fields.num_attention_heads, d_head)
         },
         mlp_norms: Norms::default(),
-        mlp: Mlp {
-            d_mlp: fields.intermediate_size,
-            activation: Activation::from_name(&fields.hidden_act)?,
-            gate: Gate::None,
-            bias: true,
-            experts: None,
-        },
+        mlp: Mlp::plain(fields.intermediate_size, Activation::from_name(&fields.hidden_act)?),
     };
     Ok(Config {
         family: &PHI,
@@ -113,10 +101,10 @@ fn read(value: Value) -> Result<Config> {
             vocabulary: fields.vocab_size,
             context: fields.max_position_embeddings,
             d_model: fields.hidden_size,
-            embedding: Embedding { width: fields.hidden_size, scale: None, positions: None },
+            embedding: Embedding::plain(fields.hidden_size),
             layers: vec![layer; fields.num_hidden_layers as usize],
             final_norm: Some(norm),
-            head: Head { tied: fields.tie_word_embeddings, bias: true, softcap: None },
+            head: Head { bias: true, ..Head::plain(fields.tie_word_embeddings) },
             masks: Masking::Joined,
         },
         end_tokens: end_tokens(fields.eos_token_id),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{
     Family,
     json::fields_over,
-    llama::{Fields, LLAMA},
+    llama::{self, Fields, LLAMA},
 };
 use crate::{Config, Gate, Point, Projections, Result};
 
@@ -14,14 +14,14 @@ pub(super) static PHI3: Family = Family {
     title: "Phi-3",
     read,
     modules: &[
-        (Point::TokenEmbedding, "embed_tokens"),
-        (Point::Norm1, "input_layernorm"),
-        (Point::QueryKeyValue, "self_attn.qkv_proj"),
-        (Point::AttentionOutput, "self_attn.o_proj"),
-        (Point::Norm2, "post_attention_layernorm"),
-        (Point::MlpGateInput, "mlp.gate_up_proj"),
-        (Point::MlpOutput, "mlp.down_proj"),
-        (Point::FinalNorm, "norm"),
+        llama::OUTSIDE,
+        llama::NORMS,
+        &[
+            (Point::QueryKeyValue, "self_attn.qkv_proj"),
+            (Point::AttentionOutput, "self_attn.o_proj"),
+            (Point::MlpGateInput, "mlp.gate_up_proj"),
+            (Point::MlpOutput, "mlp.down_proj"),
+        ],
     ],
     aliases: &[
         (Point::RotaryCosines, &["rotary_emb"]),

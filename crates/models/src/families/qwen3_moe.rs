@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::{
     Family,
     json::fields_over,
-    llama::{Fields, LLAMA, qwen_defaults, qwen3},
+    llama::{self, Fields, LLAMA, qwen_defaults, qwen3},
 };
 use crate::{Config, Experts, Point, Result, Routing};
 
@@ -15,21 +15,12 @@ pub(super) static QWEN3_MOE: Family = Family {
     title: "Qwen 3 MoE",
     read,
     modules: &[
-        (Point::TokenEmbedding, "embed_tokens"),
-        (Point::Norm1, "input_layernorm"),
-        (Point::Query, "self_attn.q_proj"),
-        (Point::Key, "self_attn.k_proj"),
-        (Point::Value, "self_attn.v_proj"),
-        (Point::QueryNorm, "self_attn.q_norm"),
-        (Point::KeyNorm, "self_attn.k_norm"),
-        (Point::AttentionOutput, "self_attn.o_proj"),
-        (Point::Norm2, "post_attention_layernorm"),
-        (Point::Router, "mlp.gate"),
+        llama::OUTSIDE,
+        llama::NORMS,
+        llama::ATTENTION,
+        &[(Point::Router, "mlp.gate")],
         // Of the layers without experts.
-        (Point::MlpGate, "mlp.gate_proj"),
-        (Point::MlpInput, "mlp.up_proj"),
-        (Point::MlpOutput, "mlp.down_proj"),
-        (Point::FinalNorm, "norm"),
+        llama::MLP,
     ],
     aliases: &[
         (Point::RotaryCosines, &["rotary_emb"]),
