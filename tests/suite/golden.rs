@@ -1,7 +1,7 @@
 //! Parity with Hugging Face transformers: one table of cases through every path.
 
 use transformer_utils::{
-    lowmem::{Dtype, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
     models::{Error, Input, KvCache, Model, NoObserver, Projections, Residual},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
@@ -73,6 +73,19 @@ fn entering(case: &Case, model: &Model, batch: &str, block: usize) -> [Tensor; 2
     [queries.transpose(1, 2), keys.transpose(1, 2)]
 }
 
+/// The pattern that scores give, beside the sinks of the checkpoint where its heads have some.
+fn softmaxed(case: &Case, block: usize, scores: &Tensor, sinks: bool) -> Tensor {
+    if !sinks {
+        return scores.softmax(-1, None);
+    }
+    let mut weights = Checkpoint::open(&case.folder).unwrap().tensors(&f32_options(Residency::Resident)).unwrap();
+    let sinks = weights.remove(&format!("model.layers.{block}.self_attn.sinks")).unwrap();
+    let mut shape = scores.size();
+    shape[3] = 1;
+    let joined = Tensor::cat(&[scores, &sinks.view([1, -1, 1, 1]).expand(shape, false)], -1);
+    joined.softmax(-1, None).narrow(-1, 0, scores.size()[3])
+}
+
 #[test]
 fn queries_keys_and_scores_are_those_of_the_modules() {
     for case in cases() {
@@ -93,7 +106,8 @@ fn queries_keys_and_scores_are_those_of_the_modules() {
                 check(&case, batch, &names[1], found(ends[1]), &keys.transpose(1, 2));
                 let pattern = &case.expected[&format!("{batch}/h.{block}.attn.pattern")];
                 check(&case, batch, &format!("h.{block}.attn.pattern"), found("pattern"), pattern);
-                check(&case, batch, "softmaxed scores", &found("scores").softmax(-1, None), pattern);
+                let softmaxed = softmaxed(&case, block, found("scores"), attention.sinks);
+                check(&case, batch, "softmaxed scores", &softmaxed, pattern);
                 if batch == "single" {
                     let (queries, keys) = (queries.to_kind(Kind::Double), keys.to_kind(Kind::Double));
                     let keys = keys.repeat_interleave_self_int(attention.heads / attention.kv_heads, 1, None);

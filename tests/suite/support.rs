@@ -24,15 +24,10 @@ pub fn cases() -> Vec<Case> {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let root = std::env::var_os("TRANSFORMER_UTILS_CASES").map_or_else(own, PathBuf::from);
     let mut folders: Vec<PathBuf> = fs::read_dir(&root).unwrap().map(|entry| entry.unwrap().path()).collect();
-    folders.retain(|folder| folder.join("case.json").is_file() && !waits(folder));
+    folders.retain(|folder| folder.join("case.json").is_file());
     folders.sort();
     assert!(!folders.is_empty(), "no golden cases in {}", root.display());
     folders.into_iter().map(|folder| case(&root, folder)).collect()
-}
-
-/// Cases of gpt-oss are written and wait for the family: attention sinks, fused experts and MXFP4 are not there yet.
-fn waits(folder: &Path) -> bool {
-    folder.file_name().is_some_and(|name| name.to_string_lossy().starts_with("gpt_oss"))
 }
 
 fn case(root: &Path, folder: PathBuf) -> Case {

@@ -268,7 +268,15 @@ fn place(path: &Path, pickle: &Pickle, storages: &Storages, name: &str, id: Id) 
         )));
     }
     let strides = Some(strides).filter(|strides| !empty && !row_by_row(&shape, strides));
-    Ok(TensorInfo { name: name.to_owned(), dtype, shape, file: 0, offset: storage.offset + first * width, strides })
+    Ok(TensorInfo {
+        name: name.to_owned(),
+        dtype,
+        shape,
+        file: 0,
+        offset: storage.offset + first * width,
+        strides,
+        recipe: None,
+    })
 }
 
 /// Whether a tensor of these strides lies element by element in the order of its indices. Dimensions of size one can have

@@ -151,6 +151,7 @@ pub(crate) fn index_folder(folder: &dyn Folder) -> Result<Option<Index>> {
 fn single((file, tensors): Indexed) -> Result<Index> {
     let mut index = Index::default();
     index.add(file, tensors)?;
+    index.join_mxfp4();
     Ok(index)
 }
 
@@ -204,5 +205,6 @@ fn read_shards(path: &Path, shelf: &dyn Folder) -> Result<Index> {
             return Err(Error::NotInShard { index: path.to_owned(), tensor, shard });
         }
     }
+    index.join_mxfp4();
     Ok(index)
 }

@@ -18,12 +18,16 @@ pub(crate) struct Situation<'a> {
 impl Situation<'_> {
     /// The residency to use and, in words, why.
     pub(crate) fn choose(&self, asked: Residency) -> Result<(Residency, String)> {
-        let other = self.tensors.iter().find(|info| info.dtype != self.dtype);
+        let is_other = |info: &&TensorInfo| info.dtype != self.dtype || info.recipe.is_some();
+        let other = self.tensors.iter().find(is_other);
         let mappable = self.device == Device::Cpu && other.is_none();
         match asked {
             Residency::Auto => Ok(self.automatic(mappable)),
             Residency::Mapped if !mappable => {
                 let problem = match other {
+                    Some(TensorInfo { name, recipe: Some(recipe), .. }) => format!(
+                        "tensor {name} is stored as {recipe} and must be made of it; use --residency resident or streamed"
+                    ),
                     Some(info) if self.device == Device::Cpu => format!(
                         "tensor {} is {} on disk and the run computes in {}; use --residency resident, or --dtype {}",
                         info.name, info.dtype, self.dtype, info.dtype
@@ -48,7 +52,10 @@ impl Situation<'_> {
                 ),
             };
         }
-        let why = if self.device == Device::Cpu {
+        let packed = self.tensors.iter().find_map(|info| info.recipe.as_ref());
+        let why = if let Some(recipe) = packed {
+            format!("the file holds {recipe}")
+        } else if self.device == Device::Cpu {
             format!("the file is converted to {}", self.dtype)
         } else {
             format!("{:?} has memory of its own", self.device)

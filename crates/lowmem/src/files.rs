@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use memmap2::Mmap;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -82,6 +83,27 @@ struct EntryState {
     /// The whole file as bytes, mapped privately. The mapping is libtorch's own (`from_file`): every view keeps it alive,
     /// and writing to a view copies the touched page and never reaches the file.
     mapped: Option<Tensor>,
+    /// The same bytes for whoever decodes them.
+    bytes: Option<Arc<Mapping>>,
+}
+
+/// A file whose bytes are no tensors, mapped to be read.
+pub(crate) struct Mapping {
+    file: OpenFile,
+    bytes: Mmap,
+}
+
+impl Mapping {
+    /// `length` bytes from `begin` on.
+    pub(crate) fn bytes(&self, begin: u64, length: usize) -> Result<&[u8]> {
+        let begin = usize::try_from(begin).ok();
+        let range = begin.and_then(|begin| Some(begin..begin.checked_add(length)?));
+        range.and_then(|range| self.bytes.get(range)).ok_or_else(|| self.file.shrunk())
+    }
+
+    pub(crate) fn io(&self, source: std::io::Error) -> Error {
+        self.file.io(source)
+    }
 }
 
 impl Files {
@@ -114,6 +136,20 @@ impl Files {
         }
     }
 
+    /// The bytes of a file that `info` is made of.
+    pub(crate) fn mapping(&self, info: &TensorInfo, file: usize) -> Result<Arc<Mapping>> {
+        let entry = self.entries.get(file).ok_or_else(|| Error::NotFound { path: PathBuf::from(&info.name) })?;
+        let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bytes) = &state.bytes {
+            return Ok(Arc::clone(bytes));
+        }
+        self.ensure(entry)?;
+        let file = OpenFile::open(&entry.indexed)?;
+        let mapping = Arc::new(Mapping { bytes: map_bytes(&file)?, file });
+        state.bytes = Some(Arc::clone(&mapping));
+        Ok(mapping)
+    }
+
     fn map(&self, info: &TensorInfo) -> Result<Tensor> {
         let entry = self.entry(info)?;
         let mut state = entry.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -138,6 +174,13 @@ impl Files {
         };
         view().map_err(|source| place_error(info, info.dtype, Device::Cpu, source))
     }
+}
+
+fn map_bytes(file: &OpenFile) -> Result<Mmap> {
+    // SAFETY: the mapping is read only and its bytes are plain numbers, any of which may stand anywhere. As with every mapping,
+    // libtorch's too, a file that another program changes meanwhile gives other numbers, and one that it cuts off ends this
+    // program by a signal: weights are files that are replaced, not rewritten.
+    unsafe { Mmap::map(&file.file) }.map_err(|source| file.io(source))
 }
 
 /// The bytes from a tensor's first to its last element, as that tensor.

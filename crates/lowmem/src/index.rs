@@ -2,7 +2,13 @@
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use crate::{Dtype, Error, Result};
+use crate::{
+    Dtype, Error, Recipe, Result,
+    recipe::{Encoding, MXFP4_BYTES, MXFP4_ELEMENTS, Step},
+};
+
+const BLOCKS: &str = "_blocks";
+const SCALES: &str = "_scales";
 
 /// One file that holds weights.
 #[derive(Clone, Debug)]
@@ -18,7 +24,7 @@ pub struct WeightFile {
 pub struct TensorInfo {
     /// Its name in the checkpoint.
     pub name: String,
-    /// Its dtype on disk.
+    /// Its dtype on disk. Of one with a recipe, the dtype that holds its values exactly.
     pub dtype: Dtype,
     /// Its shape.
     pub shape: Vec<i64>,
@@ -28,6 +34,8 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Strides in elements where the tensor is not stored row by row (only `.bin` files can have them).
     pub strides: Option<Vec<i64>>,
+    /// How it is made of what is stored, where its elements do not lie there as they are.
+    pub recipe: Option<Recipe>,
 }
 
 impl TensorInfo {
@@ -38,7 +46,29 @@ impl TensorInfo {
 
     /// Bytes of the tensor's elements on disk.
     pub fn bytes(&self) -> u64 {
-        self.elements() * self.dtype.bytes()
+        match &self.recipe {
+            Some(recipe) => recipe.bytes(self.elements()),
+            None => self.elements() * self.dtype.bytes(),
+        }
+    }
+
+    /// Slice `index` of the first dimension, as a tensor of its own called `name`. `None` where there is no such slice.
+    pub(crate) fn slice(&self, index: i64, name: String) -> Option<Self> {
+        let (&count, shape) = self.shape.split_first()?;
+        let before = u64::try_from(index).ok().filter(|_| index < count)?;
+        let mut slice = Self { name, shape: shape.to_vec(), ..self.clone() };
+        let elements = slice.elements();
+        match &mut slice.recipe {
+            Some(recipe) => slice.offset += recipe.cut(before, elements)?,
+            None => {
+                let step = match &mut slice.strides {
+                    Some(strides) if !strides.is_empty() => strides.remove(0) as u64,
+                    _ => elements,
+                };
+                slice.offset += before * step * self.dtype.bytes();
+            }
+        }
+        Some(slice)
     }
 
     /// Bytes from the first to the last element on disk, gaps included.
@@ -63,6 +93,7 @@ impl TensorInfo {
             && self.dtype == other.dtype
             && self.shape == other.shape
             && self.strides == other.strides
+            && self.recipe == other.recipe
     }
 }
 
@@ -105,5 +136,45 @@ impl Index {
         }
         self.files.push(file);
         Ok(())
+    }
+
+    /// Makes one tensor of each pair of `NAME_blocks` and `NAME_scales` that hold MXFP4 numbers.
+    pub(crate) fn join_mxfp4(&mut self) {
+        let joined: Vec<(String, TensorInfo)> = self.tensors.keys().filter_map(|name| self.mxfp4(name)).collect();
+        for (name, tensor) in joined {
+            self.tensors.remove(&format!("{name}{BLOCKS}"));
+            self.tensors.remove(&format!("{name}{SCALES}"));
+            self.tensors.insert(name, tensor);
+        }
+    }
+
+    /// The tensor whose blocks have this name, where they and its scales fit each other and nothing else has its name.
+    fn mxfp4(&self, blocks: &str) -> Option<(String, TensorInfo)> {
+        let name = blocks.strip_suffix(BLOCKS).filter(|name| !self.tensors.contains_key(*name))?;
+        let (blocks, scales) = (self.get(blocks)?, self.get(&format!("{name}{SCALES}"))?);
+        let bytes = |tensor: &TensorInfo| tensor.dtype == Dtype::U8 && tensor.strides.is_none();
+        let (&width, groups) = blocks.shape.split_last()?;
+        let (&count, outer) = groups.split_last()?;
+        if !bytes(blocks) || !bytes(scales) || width != MXFP4_BYTES as i64 || scales.shape != groups || outer.is_empty()
+        {
+            return None;
+        }
+        let stored = [outer, &[count * MXFP4_ELEMENTS as i64]].concat();
+        let recipe = Recipe {
+            encoding: Encoding::Mxfp4 { scales_file: scales.file, scales: scales.offset },
+            // Their matrices lie [out, in], those that are stored as they are [in, out].
+            steps: vec![Step::Transpose],
+            stored: stored.clone(),
+        };
+        let info = TensorInfo {
+            name: name.to_owned(),
+            dtype: Dtype::Bf16,
+            shape: recipe.shape(),
+            file: blocks.file,
+            offset: blocks.offset,
+            strides: None,
+            recipe: Some(recipe),
+        };
+        Some((name.to_owned(), info))
     }
 }

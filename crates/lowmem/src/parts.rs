@@ -23,7 +23,7 @@ use crate::{
 use layout::{Layout, Tied};
 use shared::{Shared, Source, State, lock};
 
-pub use request::{PartRequest, TensorRequest};
+pub use request::{PartRequest, Slice, TensorRequest};
 
 /// Tensors in the order of the parts that need them, placed as the [`Residency`] says.
 ///

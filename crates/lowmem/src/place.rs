@@ -2,11 +2,13 @@
 //!
 //! On a CPU and in the dtype of the file, bytes are read straight into the memory that the tensors keep. Otherwise they
 //! pass through equal buffers: while one is converted or sent to the device, the next is being read. Large tensors pass in
-//! pieces, so the buffers never exceed `staging_bytes` together, whatever a tensor's or a file's size.
+//! pieces, so the buffers never exceed `staging_bytes` together, whatever a tensor's or a file's size. What is stored in
+//! numbers of few bits is decoded from a mapping into the memory that the tensor keeps.
 
 mod cpu;
 mod cuda;
 mod division;
+mod made;
 mod placer;
 mod spans;
 mod staged;
@@ -23,12 +25,18 @@ impl Placer<'_> {
         let in_place = self.device == Device::Cpu;
         let mut slots: Vec<Option<Tensor>> = wanted.iter().map(|_| None).collect();
         let mut placed = Placed::default();
-        let (mut direct, mut staged) = (Vec::new(), Vec::new());
+        let (mut direct, mut staged, mut made) = (Vec::new(), Vec::new(), Vec::new());
         for (slot, &info) in wanted.iter().enumerate() {
-            if in_place && info.dtype == self.dtype { direct.push((slot, info)) } else { staged.push((slot, info)) }
+            let list = match (&info.recipe, in_place && info.dtype == self.dtype) {
+                (Some(_), _) => &mut made,
+                (None, true) => &mut direct,
+                (None, false) => &mut staged,
+            };
+            list.push((slot, info));
         }
         cpu::place_direct(self, &direct, &mut slots, &mut placed)?;
         staged::place_staged(self, &staged, &mut slots, &mut placed)?;
+        made::place_made(self, &made, &mut slots, &mut placed)?;
         for (slot, info) in slots.into_iter().zip(wanted) {
             // Only tensors without elements are in no span.
             placed.tensors.push(match slot {

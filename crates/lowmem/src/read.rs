@@ -111,6 +111,32 @@ impl Buffer {
     }
 }
 
+/// What the memory of a tensor can be filled with: numbers of which any bits are one.
+pub(crate) trait Number: Copy + Send + Sync {}
+
+impl Number for f32 {}
+
+/// The bits of a bf16.
+impl Number for u16 {}
+
+/// The memory of a fresh tensor on the CPU, of which nobody else holds a view. `None` where it is not contiguous, elsewhere, or
+/// of elements of another size.
+pub(crate) fn memory<T: Number>(fresh: &mut Tensor) -> Option<&mut [MaybeUninit<T>]> {
+    let kind = fresh.f_kind().ok()?;
+    let fits = fresh.device() == Device::Cpu && fresh.is_contiguous() && kind.elt_size_in_bytes() == size_of::<T>();
+    let (first, elements) = (fresh.data_ptr().cast::<MaybeUninit<T>>(), fresh.numel());
+    if !fits || !first.is_aligned() {
+        return None;
+    }
+    if elements == 0 {
+        return Some(&mut []);
+    }
+    // SAFETY: the tensor is contiguous on the CPU and holds `elements` elements of `T`'s size from an aligned address on; it lives
+    // as long as the borrow, and by contract nothing else looks at its memory meanwhile. `MaybeUninit` needs no initialised
+    // bytes, and any bits are a `T`.
+    Some(unsafe { std::slice::from_raw_parts_mut(first, elements) })
+}
+
 /// At least `bytes` bytes on the CPU that are given back to the system as soon as they are dropped.
 ///
 /// The C library's allocator keeps smaller blocks for later, for each thread its own, which would make streaming hold

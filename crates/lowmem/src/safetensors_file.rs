@@ -135,7 +135,7 @@ fn check_entry(path: &Path, file_bytes: u64, data: u64, name: String, entry: Ent
             return Err(Error::OutOfRange { file: file(), tensor: name, end: end.unwrap_or(u64::MAX), file_bytes });
         }
     }
-    Ok(TensorInfo { name, dtype, shape, file: 0, offset: data + begin, strides: None })
+    Ok(TensorInfo { name, dtype, shape, file: 0, offset: data + begin, strides: None, recipe: None })
 }
 
 /// The format allows no overlap and no hole: either would let a file carry bytes that nobody sees.

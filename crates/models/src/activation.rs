@@ -5,7 +5,8 @@ use tch::{TchError, Tensor};
 use crate::{Error, Result};
 
 /// The non-linearity of an MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x Φ(x)`, exact (Hendrycks and Gimpel, 2016).
     Gelu,
@@ -21,6 +22,11 @@ pub enum Activation {
     Relu6,
     /// `x σ(x)`, also known as swish.
     Silu,
+    /// `x σ(slope · x)` (Ramachandran et al., 2017).
+    Swish {
+        /// The slope.
+        slope: f64,
+    },
     /// `tanh x`.
     Tanh,
     /// `σ(x)`.
@@ -75,6 +81,7 @@ impl Activation {
             Self::Relu2 => x.f_relu()?.f_square(),
             Self::Relu6 => x.f_relu6(),
             Self::Silu => x.f_silu(),
+            Self::Swish { slope } => x.f_mul_scalar(slope)?.f_sigmoid()?.f_mul(x),
             Self::Tanh => x.f_tanh(),
             Self::Sigmoid => x.f_sigmoid(),
             Self::Mish => x.f_mish(),

@@ -1,6 +1,9 @@
 //! What a network is, as data: the decoder runs an [`Architecture`] and knows no family.
 
-use crate::{Activation, Error, Point, Result, rotary::Rotary};
+use crate::{
+    Activation, Error, Point, Result,
+    rotary::{Rotary, RotaryModule},
+};
 
 /// The most layers a model may have. No published one has a quarter of them.
 pub(crate) const MOST_LAYERS: u64 = 1 << 12;
@@ -162,6 +165,9 @@ pub struct Attention {
     pub output_bias: bool,
     /// Whether scores are computed in f32 whatever the dtype of the run.
     pub in_f32: bool,
+    /// Whether each head has a sink: a score of its own beside those of the positions, which takes its share of the softmax and
+    /// says nothing (Xiao et al., 2024).
+    pub sinks: bool,
 }
 
 /// Norms of queries and keys.
@@ -206,10 +212,22 @@ pub struct Mlp {
     pub activation: Activation,
     /// Whether a second projection, the gate, decides how much of each neuron passes.
     pub gate: Gate,
+    /// What is done to gate and input before they are multiplied.
+    pub bounds: Option<Bounds>,
     /// Whether the projections have biases.
     pub bias: bool,
     /// Where there are several such MLPs, and each token goes to some of them.
     pub experts: Option<Experts>,
+}
+
+/// Bounds on what a gated MLP multiplies: `activation(min(gate, limit)) · (clamp(input, -limit, limit) + offset)`, as gpt-oss
+/// has them.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bounds {
+    /// The most that the gate, and the input in size, may be.
+    pub limit: f64,
+    /// What is added to the input.
+    pub offset: f64,
 }
 
 /// A mixture of experts (Shazeer et al., 2017): a router scores them for each token, and what the best ones say is added up,
@@ -222,6 +240,8 @@ pub struct Experts {
     pub chosen: i64,
     /// From scores to weights.
     pub routing: Routing,
+    /// Whether the scores have a bias.
+    pub router_bias: bool,
 }
 
 /// How a router's scores become weights.
@@ -235,6 +255,8 @@ pub enum Routing {
         /// Whether they are rounded to the dtype of the run.
         rounded: bool,
     },
+    /// The best by their scores, weighted by a softmax over theirs alone.
+    BestFirst,
 }
 
 /// The gate of an MLP (Shazeer, 2020): neurons are `activation(gate(x)) · up(x)`.
@@ -247,6 +269,8 @@ pub enum Gate {
     Separate,
     /// In one matrix with the other projection, before it.
     SideBySide,
+    /// In one matrix with the other projection, one of each in turn, the gate first.
+    Interleaved,
 }
 
 /// From the normed stream to logits.
@@ -280,7 +304,7 @@ impl Embedding {
 impl Mlp {
     /// `out(activation(in(x)))`, with biases.
     pub fn plain(d_mlp: i64, activation: Activation) -> Self {
-        Self { d_mlp, activation, gate: Gate::None, bias: true, experts: None }
+        Self { d_mlp, activation, gate: Gate::None, bounds: None, bias: true, experts: None }
     }
 }
 
@@ -308,6 +332,7 @@ impl Attention {
             input_bias: false,
             output_bias: false,
             in_f32: false,
+            sinks: false,
         }
     }
 
@@ -355,7 +380,7 @@ impl Layer {
         points.extend(dense.map_or([].as_slice(), |gate| match gate {
             Gate::None => [Point::MlpInput, Point::MlpActivation].as_slice(),
             Gate::Separate => &[Point::MlpGate, Point::MlpActivation, Point::MlpInput, Point::Neurons],
-            Gate::SideBySide => &[Point::MlpGateInput, Point::MlpActivation, Point::Neurons],
+            Gate::SideBySide | Gate::Interleaved => &[Point::MlpGateInput, Point::MlpActivation, Point::Neurons],
         }));
         points.push(Point::MlpOutput);
         points.extend(self.mlp_norms.after.map(|_| Point::MlpNorm));
@@ -424,7 +449,7 @@ impl Architecture {
     pub(crate) fn only_rotary(&self) -> Option<&Rotary> {
         let mut all = self.layers.iter().filter_map(|layer| layer.attention.rotary.as_ref());
         let first = all.next()?;
-        all.all(|other| other == first).then_some(first).filter(|rotary| rotary.module)
+        all.all(|other| other == first).then_some(first).filter(|rotary| rotary.module != RotaryModule::None)
     }
 
     /// Key heads and their width, which all layers share.
@@ -452,6 +477,10 @@ impl Layer {
         if let Some(experts) = self.mlp.experts {
             within("the number of experts", experts.count, 1 << 12)?;
             within("the number of chosen experts", experts.chosen, experts.count)?;
+        }
+        if let Some(bounds) = self.mlp.bounds {
+            positive("the limit of an MLP", bounds.limit)?;
+            finite("the offset of an MLP", bounds.offset)?;
         }
         if let Some(window) = attention.window
             && window < 1

@@ -195,10 +195,20 @@ fn scores_of(
 }
 
 /// The attention pattern in the dtype of the run. Takes the scores, which are as large, so that they go first.
-pub(crate) fn pattern(scores: Tensor, kind: Kind) -> Result<Tensor, TchError> {
-    let pattern = scores.f_softmax(-1, None)?;
+///
+/// Sinks, `[head]`, take their share and are left out, so that a row adds up to less than one.
+pub(crate) fn pattern(scores: Tensor, kind: Kind, sinks: Option<&Tensor>) -> Result<Tensor, TchError> {
+    let Some(sinks) = sinks else {
+        let pattern = scores.f_softmax(-1, None)?;
+        drop(scores);
+        return pattern.f_to_kind(kind);
+    };
+    let (batch, heads, queries, keys) = scores.size4()?;
+    let sinks =
+        sinks.f_to_kind(scores.f_kind()?)?.f_view([1, heads, 1, 1])?.f_expand([batch, heads, queries, 1], false)?;
+    let joined = Tensor::f_cat(&[&scores, &sinks], -1)?;
     drop(scores);
-    pattern.f_to_kind(kind)
+    joined.f_softmax(-1, None)?.f_narrow(-1, 0, keys)?.f_to_kind(kind)?.f_contiguous()
 }
 
 /// `z` from a pattern, `[batch, head, query, d_head]`.
@@ -221,9 +231,10 @@ pub(crate) fn attend(
     values: &Tensor,
     attention: &Attention,
     masks: &Masks,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor, TchError> {
-    if attention.softcap.is_some() {
-        return attend_in_tiles(queries, keys, values, attention, masks);
+    if attention.softcap.is_some() || sinks.is_some() {
+        return attend_in_tiles(queries, keys, values, attention, masks, sinks);
     }
     let held = keys.size4()?.2;
     let plain = masks.plain(attention, held);
@@ -253,6 +264,7 @@ fn attend_in_tiles(
     values: &Tensor,
     attention: &Attention,
     masks: &Masks,
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor, TchError> {
     let (batch, heads, length, _) = queries.size4()?;
     let row = 4 * (batch * heads * keys.size4()?.2).max(1);
@@ -262,7 +274,7 @@ fn attend_in_tiles(
         let rows = start..(start + step).min(length);
         let queries = queries.f_narrow(2, start, rows.end - rows.start)?;
         let scores = scores_of(&queries, keys, attention, masks, rows)?;
-        apply(&pattern(scores, kind)?, values, attention, masks)
+        apply(&pattern(scores, kind, sinks)?, values, attention, masks)
     };
     if length <= step {
         return tile(0);

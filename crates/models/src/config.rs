@@ -64,7 +64,7 @@ impl Config {
     /// `1 / sqrt(2 layers)` of it for the projections into the residual stream. `name` is the tensor's, `shape` its shape.
     pub fn initial(&self, name: &str, shape: &[i64]) -> Initial {
         let (module, kind) = name.rsplit_once('.').unwrap_or((name, ""));
-        if kind == "bias" {
+        if kind == "bias" || kind.ends_with("_bias") {
             return Initial::Bias;
         }
         let ends = |own: &str| module == own || module.strip_suffix(own).is_some_and(|rest| rest.ends_with('.'));
@@ -74,7 +74,7 @@ impl Config {
             own.and_then(|(_, name)| name.rsplit('.').next())
         };
         let is = |point| self.family.module(point).is_some_and(ends) || of_expert(point).is_some_and(ends);
-        if shape.len() == 1 {
+        if shape.len() == 1 && kind == "weight" {
             let norms =
                 self.architecture.final_norm.into_iter().chain(self.architecture.layers.iter().flat_map(|layer| {
                     let norms = [layer.attention_norms, layer.mlp_norms];

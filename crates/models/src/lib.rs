@@ -44,8 +44,8 @@ mod weights;
 
 pub use activation::Activation;
 pub use architecture::{
-    Architecture, Attention, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm, NormKind,
-    NormOver, Norms, Projections, QueryKeyNorm, Residual, Routing,
+    Architecture, Attention, Bounds, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
+    NormKind, NormOver, Norms, Projections, QueryKeyNorm, Residual, Routing,
 };
 pub use cache::{CacheLayout, KvCache};
 pub use config::{Config, Initial};
@@ -62,7 +62,7 @@ pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use products::{Library, Products};
 pub use random::Random;
-pub use rotary::{Rotary, RotaryPairs, RotaryScaling};
+pub use rotary::{Rotary, RotaryModule, RotaryPairs, RotaryScaling};
 pub use sampling::Sampling;
 pub use site::{Point, Site, Stage};
 pub use unembedding::Unembedding;

@@ -157,7 +157,12 @@ impl Model {
         let parts = weights::parts(config, &spelling).collect::<Result<Vec<_>>>()?;
         let tensors = parts.into_iter().flat_map(|part| part.tensors);
         let distinct = tensors.filter(|tensor| seen.insert(tensor.name.clone()));
-        Ok(distinct.map(|tensor| (tensor.name, tensor.shape)).collect())
+        Ok(distinct
+            .map(|tensor| {
+                let shape = tensor.stored_shape();
+                (tensor.name, shape)
+            })
+            .collect())
     }
 
     /// The same model computing in another way where there are several.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use crate::{
-    Architecture, Config, Error, Layer, Point, Result, Site, Stage,
+    Architecture, Config, Error, Layer, Point, Result, Rotary, Site, Stage,
     architecture::{Gate, NormKind, NormOver, Residual, Routing},
     site::Order,
 };
@@ -312,7 +312,9 @@ impl<'a> Sites<'a> {
             {
                 "this block has experts instead of one MLP: h.i.mlp.experts.0 is what the first says"
             }
-            Point::MlpGate | Point::MlpInput if layer.is_some_and(|layer| layer.mlp.gate == Gate::SideBySide) => {
+            Point::MlpGate | Point::MlpInput
+                if layer.is_some_and(|layer| matches!(layer.mlp.gate, Gate::SideBySide | Gate::Interleaved)) =>
+            {
                 "one matrix gives gate and neurons side by side: h.i.mlp.gate_up_proj"
             }
             Point::MlpGateInput if layer.is_some_and(|layer| layer.mlp.gate == Gate::Separate) => {
@@ -452,7 +454,7 @@ impl<'a> Sites<'a> {
             return match site.point {
                 Point::TokenEmbedding | Point::OutputProjection => stream(architecture.embedding.width),
                 Point::PositionEmbedding => once(architecture.d_model),
-                Point::RotaryCosines => once(architecture.only_rotary().map_or(0, |rotary| rotary.dimensions)),
+                Point::RotaryCosines => once(architecture.only_rotary().map_or(0, Rotary::module_width)),
                 Point::UncappedLogits | Point::Logits => stream(architecture.vocabulary),
                 _ => stream(architecture.d_model),
             };

@@ -21,7 +21,19 @@ pub struct Rotary {
     /// Whether it computes at least in f32, and rounds once.
     pub in_f32: bool,
     /// Whether Hugging Face has a module that computes the cosines, so that they are a site.
-    pub module: bool,
+    pub module: RotaryModule,
+}
+
+/// What Hugging Face's module for rotary positions gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum RotaryModule {
+    /// There is none.
+    None,
+    /// The cosine of each rotated dimension.
+    EachDimension,
+    /// The cosine of each pair of dimensions.
+    EachPair,
 }
 
 /// Which dimensions are rotated together.
@@ -131,6 +143,11 @@ impl Rotary {
                 positive("attention_factor", *magnitude)
             }
         }
+    }
+
+    /// How many cosines of a position Hugging Face's module gives.
+    pub(crate) fn module_width(&self) -> i64 {
+        if self.module == RotaryModule::EachPair { self.dimensions / 2 } else { self.dimensions }
     }
 
     /// The angle of each pair at position 1, `[dimensions / 2]` in f32, for a run whose last position is `last`.
@@ -298,13 +315,19 @@ impl Rotations {
         self.with(rotary, |turned| turned.apply(x))
     }
 
-    /// The cosines, `[1 or batch, position, dimensions]`.
+    /// The cosines, `[1 or batch, position, width]`; see [`Rotary::module_width`].
     pub(crate) fn cosines(&self, rotary: &Rotary) -> Result<Tensor, TchError> {
-        self.with(rotary, |turned| turned.cosines.f_squeeze_dim(2))
+        let width = rotary.module_width();
+        self.with(rotary, |turned| turned.cosines.f_squeeze_dim(2)?.f_narrow(-1, 0, width)?.f_contiguous())
     }
 
-    /// Other cosines, `[1 or batch, position, dimensions]`, for all layers that turn alike.
+    /// Other cosines, `[1 or batch, position, width]`, for all layers that turn alike.
     pub(crate) fn replace_cosines(&self, rotary: &Rotary, cosines: &Tensor) -> Result<(), TchError> {
+        let cosines = match rotary.module {
+            // Of halves, each dimension's partner turns by the same angle.
+            RotaryModule::EachPair => Tensor::f_cat(&[cosines, cosines], -1)?,
+            _ => cosines.shallow_clone(),
+        };
         let cosines = cosines.f_unsqueeze(2)?;
         let mut made = self.made.borrow_mut();
         made.iter_mut().filter(|turned| turned.rotary == *rotary).for_each(|turned| {
@@ -319,7 +342,14 @@ mod tests {
     use super::*;
 
     fn rotary(scaling: RotaryScaling) -> Rotary {
-        Rotary { dimensions: 8, base: 10_000.0, pairs: RotaryPairs::Halves, scaling, in_f32: false, module: true }
+        Rotary {
+            dimensions: 8,
+            base: 10_000.0,
+            pairs: RotaryPairs::Halves,
+            scaling,
+            in_f32: false,
+            module: RotaryModule::EachDimension,
+        }
     }
 
     fn frequencies(rotary: &Rotary, last: i64) -> Vec<f64> {

@@ -8,7 +8,9 @@ use tch::Tensor;
 
 use crate::{
     Architecture, Config, Error, Family, Gate, Layer, Mlp, Norm, NormOver, Point, Projections, Result, Site,
-    families::Layout, linear::Linear, norm::Normer,
+    families::{ExpertModule, Layout},
+    linear::Linear,
+    norm::Normer,
 };
 
 /// Where tensors are taken from, one after the other.
@@ -17,6 +19,9 @@ pub(crate) trait Shelf {
 
     /// The tensor of a module, `weight` or `bias`, which must have this shape.
     fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<Self::Tensor>;
+
+    /// The sinks of a layer's heads, `[head]`.
+    fn sinks(&mut self, heads: i64) -> Result<Self::Tensor>;
 
     /// Which way matrices lie.
     fn layout(&self) -> Layout;
@@ -47,6 +52,7 @@ pub(crate) struct LayerWeights<T = Tensor> {
     pub(crate) attention_norms: NormWeights<T>,
     pub(crate) query_key_value: Projected<T>,
     pub(crate) query_key_norm: Option<[Normer<T>; 2]>,
+    pub(crate) sinks: Option<T>,
     pub(crate) attention_output: Linear<T>,
     pub(crate) mlp_norms: NormWeights<T>,
     pub(crate) mlp: LayerMlp<T>,
@@ -74,7 +80,9 @@ impl<T> MlpWeights<T> {
             .then(|| shelf.linear(Point::MlpGate, d_model, mlp.d_mlp, mlp.bias))
             .transpose()?;
         let input = match mlp.gate {
-            Gate::SideBySide => shelf.linear(Point::MlpGateInput, d_model, 2 * mlp.d_mlp, mlp.bias)?,
+            Gate::SideBySide | Gate::Interleaved => {
+                shelf.linear(Point::MlpGateInput, d_model, 2 * mlp.d_mlp, mlp.bias)?
+            }
             Gate::None | Gate::Separate => shelf.linear(Point::MlpInput, d_model, mlp.d_mlp, mlp.bias)?,
         };
         let output = shelf.linear(Point::MlpOutput, mlp.d_mlp, d_model, mlp.bias)?;
@@ -119,19 +127,22 @@ impl<T> LayerWeights<T> {
                 ])
             }
         };
+        let sinks = attention.sinks.then(|| shelf.sinks(attention.heads)).transpose()?;
         let attention_output = shelf.linear(Point::AttentionOutput, queries, d_model, attention.output_bias)?;
         let after = norm(shelf, Point::AttentionNorm, layer.attention_norms.after)?;
         let stream = norm(shelf, Point::Norm1, layer.attention_norms.stream)?;
         let attention_norms = NormWeights { before, after, stream };
         let before = norm(shelf, Point::Norm2, layer.mlp_norms.before)?;
         let weights = match mlp.experts {
-            Some(experts) => LayerMlp::Routed(shelf.linear(Point::Router, d_model, experts.count, false)?),
+            Some(experts) => {
+                LayerMlp::Routed(shelf.linear(Point::Router, d_model, experts.count, experts.router_bias)?)
+            }
             None => LayerMlp::Dense(MlpWeights::walk(mlp, d_model, shelf)?),
         };
         let after = norm(shelf, Point::MlpNorm, layer.mlp_norms.after)?;
         let stream = norm(shelf, Point::Norm2, layer.mlp_norms.stream)?;
         let mlp_norms = NormWeights { before, after, stream };
-        Ok(Self { attention_norms, query_key_value, query_key_norm, attention_output, mlp_norms, mlp: weights })
+        Ok(Self { attention_norms, query_key_value, query_key_norm, sinks, attention_output, mlp_norms, mlp: weights })
     }
 }
 
@@ -161,6 +172,11 @@ impl Placed {
     pub(crate) fn new(family: &Family, tensors: Vec<Tensor>) -> Self {
         Self { tensors: tensors.into_iter(), layout: family.layout }
     }
+
+    /// The tensors of one expert.
+    pub(crate) fn of_expert(family: &Family, tensors: Vec<Tensor>) -> Self {
+        Self { tensors: tensors.into_iter(), layout: family.expert_layout }
+    }
 }
 
 impl Shelf for Placed {
@@ -169,6 +185,10 @@ impl Shelf for Placed {
     fn take(&mut self, _: Point, _: &str, _: &[i64]) -> Result<Tensor> {
         // Out of step with the requests: a bug, but no reason to panic.
         self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
+    }
+
+    fn sinks(&mut self, _: i64) -> Result<Tensor> {
+        self.take(Point::Scores, "", &[])
     }
 
     fn layout(&self) -> Layout {
@@ -181,8 +201,8 @@ struct Requests<'a> {
     family: &'a Family,
     /// What stands before the names of modules, with the dot.
     prefix: &'a str,
-    /// Whose modules they are, where they are an expert's.
-    expert: Option<usize>,
+    /// Whose modules they are, where they are an expert's, and of how many.
+    expert: Option<(usize, i64)>,
     tensors: Vec<TensorRequest>,
 }
 
@@ -192,17 +212,31 @@ impl Shelf for Requests<'_> {
     fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<()> {
         let missing =
             || Error::Config { problem: format!("{} has no module for {}", self.family.title, module.name()) };
-        let module = match self.expert {
-            Some(expert) => self.family.expert_module(module, expert),
-            None => self.family.module(module).map(str::to_owned),
+        let prefix = self.prefix;
+        let request = match self.expert {
+            None => {
+                let module = self.family.module(module).ok_or_else(missing)?;
+                TensorRequest::new(format!("{prefix}{module}.{name}"), shape)
+            }
+            Some((expert, count)) => match self.family.expert_module(module, expert).ok_or_else(missing)? {
+                ExpertModule::Own(module) => TensorRequest::new(format!("{prefix}{module}.{name}"), shape),
+                ExpertModule::Shared(tensor) => {
+                    let ending = if name == "weight" { String::new() } else { format!("_{name}") };
+                    TensorRequest::slice_of(format!("{prefix}{tensor}{ending}"), expert as i64, count, shape)
+                }
+            },
         };
-        let module = module.ok_or_else(missing)?;
-        self.tensors.push(TensorRequest::new(format!("{}{module}.{name}", self.prefix), shape));
+        self.tensors.push(request);
+        Ok(())
+    }
+
+    fn sinks(&mut self, heads: i64) -> Result<()> {
+        self.tensors.push(TensorRequest::new(format!("{}{}", self.prefix, self.family.sinks), [heads]));
         Ok(())
     }
 
     fn layout(&self) -> Layout {
-        self.family.layout
+        if self.expert.is_some() { self.family.expert_layout } else { self.family.layout }
     }
 }
 
@@ -340,9 +374,9 @@ pub(crate) fn parts<'a>(config: &'a Config, spelling: &'a Spelling) -> impl Iter
                 Ok(PartRequest { label: format!("h.{index}"), tensors: shelf.tensors })
             }
         };
-        let count = layer.mlp.experts.map_or(0, |experts| experts.count as usize);
-        let experts = (0..count).map(move |expert| {
-            let mut shelf = Requests { family, prefix: &prefix, expert: Some(expert), tensors: Vec::new() };
+        let count = layer.mlp.experts.map_or(0, |experts| experts.count);
+        let experts = (0..count as usize).map(move |expert| {
+            let mut shelf = Requests { family, prefix: &prefix, expert: Some((expert, count)), tensors: Vec::new() };
             MlpWeights::walk(&layer.mlp, architecture.d_model, &mut shelf)?;
             let label = Site::block(index, Point::Expert(expert)).to_string();
             Ok(PartRequest { label, tensors: shelf.tensors })

@@ -31,24 +31,32 @@ impl Parts {
         let (mut device, mut dtype) = (Device::Cpu, Dtype::F32);
         for part in parts {
             let mut list = Vec::new();
-            for TensorRequest { name, shape, .. } in part.tensors {
+            for request in part.tensors {
+                let (label, expected) = (request.label(), request.stored_shape());
+                let TensorRequest { name, shape, slice, .. } = request;
                 let Some(tensor) = tensors.get(&name) else {
                     let nearest = nearest(&name, tensors.keys().map(String::as_str));
-                    return Err(Error::MissingTensor { checkpoint: memory, tensor: name, shape, nearest });
+                    return Err(Error::MissingTensor { checkpoint: memory, tensor: name, shape: expected, nearest });
                 };
-                if tensor.size() != shape {
-                    return Err(Error::Misshapen { file: memory, tensor: name, expected: shape, found: tensor.size() });
+                if tensor.size() != expected {
+                    return Err(Error::Misshapen { file: memory, tensor: name, expected, found: tensor.size() });
                 }
+                let tensor = match slice {
+                    Some(slice) => tensor.f_select(0, slice.index),
+                    None => Ok(tensor.shallow_clone()),
+                };
+                let place = |source| Error::Place { tensor: label.clone(), bytes: 0, target: "memory".into(), source };
+                let (tensor, name) = (tensor.map_err(place)?, label.clone());
                 device = tensor.device();
                 dtype = tensor.f_kind().ok().and_then(Dtype::from_kind).unwrap_or(dtype);
                 let key = names.iter().position(|other| *other == name).unwrap_or_else(|| {
                     names.push(name.clone());
                     names.len() - 1
                 });
-                kept.insert(key, tensor.shallow_clone());
+                kept.insert(key, tensor);
                 list.push(Source {
                     key,
-                    info: TensorInfo { name, dtype, shape, file: 0, offset: key as u64, strides: None },
+                    info: TensorInfo { name, dtype, shape, file: 0, offset: key as u64, strides: None, recipe: None },
                 });
             }
             labels.push(part.label);

@@ -5,7 +5,10 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 
 use super::{Parts, shared::lock};
-use crate::{Dtype, Error, Residency, Result, TensorInfo, files::Files, place_error::place_error, read::read_rows};
+use crate::{
+    Dtype, Error, Residency, Result, TensorInfo, decode::Decoder, files::Files, place_error::place_error,
+    read::read_rows,
+};
 
 impl Parts {
     /// Rows of tensor number `tensor` of `part`, chosen by `indices` (Int64, any shape): what an embedding does.
@@ -21,7 +24,11 @@ impl Parts {
         let target = (self.shared.dtype, self.shared.options.device);
         let fail = |error| place_error(&source.info, target.0, target.1, error);
         let chosen = check_rows(&source.info, indices)?;
-        let placed = lock(&self.shared.state).kept.get(&source.key).map(Tensor::shallow_clone);
+        let mut placed = lock(&self.shared.state).kept.get(&source.key).map(Tensor::shallow_clone);
+        if source.info.recipe.as_ref().is_some_and(|recipe| !recipe.steps.is_empty()) {
+            // Its rows are no rows on disk.
+            placed = self.shared.place(&[source])?.pop();
+        }
         if let Some(table) = placed {
             let indices = indices.f_to_device(target.1).map_err(fail)?;
             return Tensor::f_embedding(&table, &indices, -1, false, false).map_err(fail);
@@ -31,8 +38,12 @@ impl Parts {
         let Some(files) = &self.shared.files else {
             return Err(Error::NoSuchPart { part, parts: self.len() });
         };
-        let (rows, read) = if info.strides.is_some() || self.shared.residency == Residency::Mapped && info.is_aligned()
-        {
+        let (rows, read) = if let Some(recipe) = &info.recipe {
+            let decoder = Decoder::new(files, info, recipe)?;
+            let read = info.bytes() / info.shape.first().map_or(1, |&rows| rows.max(1) as u64) * chosen.len() as u64;
+            let shape = [&indices.size()[..], info.shape.get(1..).unwrap_or_default()].concat();
+            (decoder.rows(&chosen)?.f_view(&shape[..]).map_err(fail)?, read)
+        } else if info.strides.is_some() || self.shared.residency == Residency::Mapped && info.is_aligned() {
             let table = files.view(info)?;
             let gather = || Tensor::f_embedding(&table, &indices.f_to_device(Device::Cpu)?, -1, false, false);
             let rows = gather().map_err(fail)?;

@@ -9,6 +9,7 @@ mod harness;
 #[cfg(feature = "hub")]
 mod hub_files;
 mod index_files;
+mod made_tensors;
 mod memory_claims;
 mod placing;
 mod safetensors_files;

@@ -36,6 +36,7 @@ impl Run<'_> {
         if let Some(cache) = &mut self.cache {
             (keys, values) = cache.extend(block, &keys, &values, window)?;
         }
+        let sinks = weights.sinks.as_ref();
         let at = site(Point::Pattern);
         let seen = self.observer.wants(site(Point::Scores)) || self.observer.wants(at);
         // Gradients reach a pattern only if the values are multiplied by that very one.
@@ -44,14 +45,14 @@ impl Run<'_> {
         if seen || materialised {
             let scores = attend::scores(&queries, &keys, attention, &self.masks).at(site(Point::Scores))?;
             let (scores, scores_replaced) = self.show_and_tell(site(Point::Scores), scores)?;
-            let made = queries.f_kind().and_then(|kind| attend::pattern(scores, kind)).at(at)?;
+            let made = queries.f_kind().and_then(|kind| attend::pattern(scores, kind, sinks)).at(at)?;
             let (made, replaced) = self.show_and_tell(at, made)?;
             // Otherwise the run goes on as if nobody had looked.
             pattern = Some(made).filter(|_| materialised || replaced || scores_replaced);
         }
         let z = match pattern {
             Some(pattern) => attend::apply(&pattern, &values, attention, &self.masks),
-            None => attend::attend(&queries, &keys, &values, attention, &self.masks),
+            None => attend::attend(&queries, &keys, &values, attention, &self.masks, sinks),
         };
         let at = site(Point::Z);
         let z = z.and_then(|z| z.f_transpose(1, 2)).at(at)?;

@@ -67,7 +67,7 @@ impl Run<'_> {
         let after = if self.ends_in(Stage::Block(block)) { None } else { Some(map.layer(block + 1)) };
         let next = next.map(|next| map.expert(block, next)).or(after);
         let tensors = model.parts().get(map.expert(block, expert), next).map_err(Error::from)?;
-        let mut shelf = Placed::new(model.config().family, tensors);
+        let mut shelf = Placed::of_expert(model.config().family, tensors);
         Ok(MlpWeights::walk(mlp, model.architecture().d_model, &mut shelf)?)
     }
 }
@@ -81,6 +81,10 @@ fn said(mlp: &Mlp, weights: &MlpWeights, rows: &Tensor, alike: bool) -> Result<T
 /// Weights and numbers of the chosen experts, `[batch, position, chosen]` each, from the router's scores.
 fn routed(scores: &Tensor, experts: Experts) -> Result<(Tensor, Tensor), TchError> {
     match experts.routing {
+        Routing::BestFirst => {
+            let (best, chosen) = scores.f_topk(experts.chosen, -1, true, true)?;
+            Ok((best.f_softmax(-1, None)?, chosen))
+        }
         Routing::SoftmaxFirst { renormalised, rounded } => {
             let kind = scores.f_kind()?;
             let wide = if matches!(kind, Kind::BFloat16 | Kind::Half) { Kind::Float } else { kind };
@@ -140,7 +144,12 @@ mod tests {
     use super::*;
 
     fn experts(renormalised: bool) -> Experts {
-        Experts { count: 4, chosen: 2, routing: Routing::SoftmaxFirst { renormalised, rounded: true } }
+        Experts {
+            count: 4,
+            chosen: 2,
+            routing: Routing::SoftmaxFirst { renormalised, rounded: true },
+            router_bias: false,
+        }
     }
 
     #[test]

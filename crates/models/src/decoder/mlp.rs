@@ -30,6 +30,18 @@ impl Run<'_> {
     }
 }
 
+impl Mlp {
+    fn bounded_gate(&self, gate: Tensor) -> Result<Tensor, TchError> {
+        let Some(bounds) = self.bounds else { return Ok(gate) };
+        gate.f_clamp_max(bounds.limit)
+    }
+
+    fn bounded_input(&self, input: Tensor) -> Result<Tensor, TchError> {
+        let Some(bounds) = self.bounds else { return Ok(input) };
+        input.f_clamp(-bounds.limit, bounds.limit)?.f_add_scalar(bounds.offset)
+    }
+}
+
 impl MlpWeights {
     /// The neurons of what the MLP reads, `[.., d_mlp]`. `show` sees each value on the way and gives back the one to go on with.
     pub(super) fn neurons<E>(
@@ -39,18 +51,22 @@ impl MlpWeights {
         mut show: impl FnMut(Point, Result<Tensor, TchError>) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         let activation = mlp.activation;
+        let gated = |gate: Result<Tensor, TchError>| activation.apply(&mlp.bounded_gate(gate?)?);
         match (mlp.gate, &self.gate) {
-            (Gate::SideBySide, _) => {
+            (Gate::SideBySide | Gate::Interleaved, _) => {
                 let joined = show(Point::MlpGateInput, self.input.times(read))?;
-                let half = |index| joined.f_narrow(-1, index * mlp.d_mlp, mlp.d_mlp);
-                let active = show(Point::MlpActivation, half(0).and_then(|gate| activation.apply(&gate)))?;
-                show(Point::Neurons, half(1).and_then(|input| active.f_mul(&input)))
+                let half = |index| match mlp.gate {
+                    Gate::Interleaved => joined.f_slice(-1, index, None, 2),
+                    _ => joined.f_narrow(-1, index * mlp.d_mlp, mlp.d_mlp),
+                };
+                let active = show(Point::MlpActivation, gated(half(0)))?;
+                show(Point::Neurons, half(1).and_then(|input| active.f_mul(&mlp.bounded_input(input)?)))
             }
             (_, Some(gate)) => {
                 let gate = show(Point::MlpGate, gate.times(read))?;
-                let active = show(Point::MlpActivation, activation.apply(&gate))?;
+                let active = show(Point::MlpActivation, gated(Ok(gate)))?;
                 let input = show(Point::MlpInput, self.input.times(read))?;
-                show(Point::Neurons, active.f_mul(&input))
+                show(Point::Neurons, mlp.bounded_input(input).and_then(|input| active.f_mul(&input)))
             }
             (_, None) => {
                 let hidden = show(Point::MlpInput, self.input.times(read))?;
@@ -65,7 +81,7 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{Activation, families::Layout, linear::Linear};
+    use crate::{Activation, Bounds, families::Layout, linear::Linear};
 
     fn linear(weight: &Tensor) -> Linear {
         Linear { weight: weight.shallow_clone(), bias: None, layout: Layout::OutIn }
@@ -96,9 +112,35 @@ mod tests {
         let (found, points) = neurons(Gate::SideBySide, &joined);
         assert!(found.allclose(&exact, 1e-5, 1e-5, false));
         assert_eq!(points, [Point::MlpGateInput, Point::MlpActivation, Point::Neurons]);
+        let in_turn = Tensor::stack(&[&gate, &input], 1).flatten(0, 1);
+        let in_turn = MlpWeights { gate: None, input: linear(&in_turn), output: linear(&output) };
+        let (found, points) = neurons(Gate::Interleaved, &in_turn);
+        assert!(found.allclose(&exact, 1e-5, 1e-5, false));
+        assert_eq!(points, [Point::MlpGateInput, Point::MlpActivation, Point::Neurons]);
         let plain = MlpWeights { gate: None, input: linear(&input), output: linear(&output) };
         let (found, points) = neurons(Gate::None, &plain);
         assert!(found.allclose(&x.matmul(&input.tr()).silu(), 1e-5, 1e-5, false));
         assert_eq!(points, [Point::MlpInput, Point::MlpActivation]);
+    }
+
+    #[test]
+    fn bounds_hold_for_gate_and_input_whichever_way_they_lie() {
+        let x = Tensor::from_slice(&[1.0_f32, 0.5]).view([2, 1]);
+        let (gate, input) = (Tensor::from_slice(&[3.0_f32, -9.0]), Tensor::from_slice(&[-8.0_f32, 1.0]));
+        let column = |values: &Tensor| linear(&values.view([2, 1]));
+        let output = || column(&gate);
+        let apart = MlpWeights { gate: Some(column(&gate)), input: column(&input), output: output() };
+        let joined = Tensor::stack(&[&gate, &input], 1).view([4, 1]);
+        let in_turn = MlpWeights { gate: None, input: linear(&joined), output: output() };
+        let bounds = Some(Bounds { limit: 2.0, offset: 1.0 });
+        let read = Factor::new(&x).unwrap();
+        let neurons = |gate: Gate, weights: &MlpWeights| {
+            let mlp = Mlp { gate, bounds, ..Mlp::plain(2, Activation::Linear) };
+            weights.neurons::<TchError>(&mlp, &read, |_, value| value).unwrap()
+        };
+        // Gates 3, -9, 1.5, -4.5 and inputs -8, 1, -4, 0.5: the gate has no least value.
+        let expected = Tensor::from_slice(&[-2.0_f32, -18.0, -1.5, -6.75]).view([2, 2]);
+        assert!(neurons(Gate::Separate, &apart).equal(&expected));
+        assert!(neurons(Gate::Interleaved, &in_turn).equal(&expected));
     }
 }

@@ -39,6 +39,8 @@ pub(super) static GPT2: Family = Family {
     ],
     buffers: &["attn.bias", "attn.masked_bias"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

@@ -41,6 +41,8 @@ pub(super) static GPT_NEO: Family = Family {
     ],
     buffers: &["attn.attention.bias", "attn.attention.masked_bias"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

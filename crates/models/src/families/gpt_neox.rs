@@ -39,6 +39,8 @@ pub(super) static GPT_NEOX: Family = Family {
     ],
     buffers: &["attention.bias", "attention.masked_bias", "attention.rotary_emb.inv_freq"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

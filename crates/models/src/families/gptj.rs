@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     Activation, Architecture, Attention, Config, Embedding, Head, Layer, Masking, Mlp, Norm, NormKind, Norms, Point,
-    Residual, Result, Rotary, RotaryPairs, RotaryScaling, architecture::check_layers,
+    Residual, Result, Rotary, RotaryModule, RotaryPairs, RotaryScaling, architecture::check_layers,
 };
 
 pub(super) static GPTJ: Family = Family {
@@ -39,6 +39,8 @@ pub(super) static GPTJ: Family = Family {
     ],
     buffers: &["attn.bias", "attn.masked_bias"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 
@@ -74,7 +76,7 @@ fn read(value: Value) -> Result<Config> {
         pairs: RotaryPairs::Neighbours,
         scaling: RotaryScaling::None,
         in_f32: false,
-        module: false,
+        module: RotaryModule::None,
     };
     let norm = Norm { kind: NormKind::Layer { weights: true }, epsilon: fields.layer_norm_epsilon };
     let layer = Layer {

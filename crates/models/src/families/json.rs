@@ -3,7 +3,7 @@
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Error, Result, Rotary, RotaryPairs, RotaryScaling, architecture::within};
+use crate::{Error, Result, Rotary, RotaryModule, RotaryPairs, RotaryScaling, architecture::within};
 
 pub(super) fn malformed(error: serde_json::Error) -> Error {
     Error::Config { problem: error.to_string() }
@@ -116,7 +116,14 @@ impl RopeFields {
         let dimensions = (defaults.d_head as f64 * share) as i64;
         let original = self.original_max_position_embeddings.or(parameters.original_max_position_embeddings);
         let scaling = parameters.scaling(original, defaults.context)?;
-        Ok(Rotary { dimensions, base, pairs: RotaryPairs::Halves, scaling, in_f32: false, module: true })
+        Ok(Rotary {
+            dimensions,
+            base,
+            pairs: RotaryPairs::Halves,
+            scaling,
+            in_f32: false,
+            module: RotaryModule::EachDimension,
+        })
     }
 }
 

@@ -52,6 +52,8 @@ pub(super) static LLAMA: Family = Family {
     aliases: ALIASES,
     buffers: &["self_attn.rotary_emb.inv_freq"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

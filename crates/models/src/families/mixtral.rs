@@ -53,6 +53,7 @@ fn read(value: Value) -> Result<Config> {
         count: own.num_local_experts,
         chosen: own.num_experts_per_tok,
         routing: Routing::SoftmaxFirst { renormalised: true, rounded: false },
+        router_bias: false,
     };
     Ok(fields.config(&MIXTRAL)?.with_windows(windows).with_layers(|layer| layer.mlp.experts = Some(experts)))
 }

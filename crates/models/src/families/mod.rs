@@ -4,6 +4,7 @@ mod gemma;
 mod gpt2;
 mod gpt_neo;
 mod gpt_neox;
+mod gpt_oss;
 mod gptj;
 mod json;
 mod llama;
@@ -45,8 +46,13 @@ pub struct Family {
     pub(crate) aliases: &'static [(Point, &'static [&'static str])],
     /// Tensors of a layer that checkpoints carry and that are no weights: causal masks of old versions.
     pub(crate) buffers: &'static [&'static str],
-    /// The modules of one expert, as [`Family::modules`]; `{}` stands for its number.
+    /// The modules of one expert, as [`Family::modules`]; `{}` stands for its number. A name without it is that of one tensor
+    /// that holds all of them, slice by slice; their biases have `_bias` after it.
     pub(crate) expert_modules: &'static [(Point, &'static str)],
+    /// Which way the matrices of experts lie.
+    pub(crate) expert_layout: Layout,
+    /// The tensor of a layer with the sinks of its heads, where the family has any.
+    pub(crate) sinks: &'static str,
     /// Beginnings of names that belong to other networks in the same file.
     pub(crate) foreign: &'static [&'static str],
 }
@@ -60,8 +66,16 @@ pub enum Layout {
     OutIn,
 }
 
+/// Where the weights of an expert are.
+pub(crate) enum ExpertModule {
+    /// In a module of its own.
+    Own(String),
+    /// In a tensor that holds those of all experts.
+    Shared(&'static str),
+}
+
 /// All families.
-pub(crate) const ALL: [&Family; 18] = [
+pub(crate) const ALL: [&Family; 19] = [
     &gpt2::GPT2,
     &gpt_neo::GPT_NEO,
     &llama::LLAMA,
@@ -80,6 +94,7 @@ pub(crate) const ALL: [&Family; 18] = [
     &olmo2::OLMO2,
     &mixtral::MIXTRAL,
     &qwen3_moe::QWEN3_MOE,
+    &gpt_oss::GPT_OSS,
 ];
 
 impl Family {
@@ -114,13 +129,17 @@ impl Family {
 
     /// What stands before an expert's number in the names of its modules.
     pub(crate) fn expert_list(&self) -> Option<&'static str> {
-        self.expert_modules.first().and_then(|(_, name)| name.split("{}").next())
+        self.expert_modules.first().and_then(|(_, name)| name.split_once("{}")).map(|(list, _)| list)
     }
 
-    /// The module of an expert, within its layer.
-    pub(crate) fn expert_module(&self, point: Point, expert: usize) -> Option<String> {
-        let of = self.expert_modules.iter().find(|(of, _)| *of == point);
-        of.map(|(_, name)| name.replace("{}", &expert.to_string()))
+    /// Where the weights of an expert are, within its layer.
+    pub(crate) fn expert_module(&self, point: Point, expert: usize) -> Option<ExpertModule> {
+        let (_, name) = self.expert_modules.iter().find(|(of, _)| *of == point)?;
+        Some(if name.contains("{}") {
+            ExpertModule::Own(name.replace("{}", &expert.to_string()))
+        } else {
+            ExpertModule::Shared(name)
+        })
     }
 
     /// The module whose weights make the value of a point.

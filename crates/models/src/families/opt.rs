@@ -39,6 +39,8 @@ pub(super) static OPT: Family = Family {
     aliases: &[(Point::AttentionOutput, &["self_attn"]), (Point::MlpActivation, &["activation_fn"])],
     buffers: &[],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

@@ -43,6 +43,8 @@ pub(super) static PHI: Family = Family {
     ],
     buffers: &["self_attn.rotary_emb.inv_freq"],
     expert_modules: &[],
+    expert_layout: Layout::OutIn,
+    sinks: "",
     foreign: &[],
 };
 

@@ -79,6 +79,7 @@ fn read(value: Value) -> Result<Config> {
         count: own.num_local_experts.unwrap_or(own.num_experts),
         chosen: own.num_experts_per_tok,
         routing: Routing::SoftmaxFirst { renormalised: own.norm_topk_prob, rounded: true },
+        router_bias: false,
     };
     let dense = own.mlp_only_layers.unwrap_or_default();
     let mut config = qwen3(fields, &QWEN3_MOE)?;
