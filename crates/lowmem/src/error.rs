@@ -82,6 +82,9 @@ pub enum Error {
     /// There is no place for a cache.
     #[error("no folder for the Hugging Face cache: neither HF_HUB_CACHE, HF_HOME nor a home folder is set")]
     NoCache,
+    /// A GGUF file is damaged, not supported, or misses what is asked of it.
+    #[error(transparent)]
+    Gguf(#[from] crate::gguf::GgufError),
     /// Reading or writing a file failed.
     #[error("{path}: {source}")]
     Io {

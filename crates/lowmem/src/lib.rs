@@ -32,6 +32,7 @@ mod dtype;
 mod error;
 mod files;
 mod find;
+pub mod gguf;
 #[cfg(feature = "hub")]
 mod hub;
 mod index;

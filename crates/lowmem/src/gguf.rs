@@ -1,0 +1,29 @@
+//! The GGUF format: headers without the weights, and what its formats of numbers mean.
+//!
+//! [`GgufHeader::read`] parses one file's header and checks it against the file's size, [`read_split`] those of a model in
+//! several files; neither reads a weight. [`dequantise`] and its variants turn a tensor's bytes into numbers: f32, or f32
+//! rounded once to bf16 or f16. This module knows neither models nor tensors of libtorch.
+//!
+//! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. What the block formats mean is what `quants.py` of the
+//! Python package `gguf` computes; the values here are equal bit for bit.
+
+mod block_kernels;
+mod cursor;
+mod dequantise;
+mod error;
+mod format;
+mod header;
+mod k_kernels;
+mod layout;
+mod metadata;
+mod numbers;
+mod split;
+mod value;
+
+pub use dequantise::{Target, dequantise, dequantise_bf16, dequantise_f16, dequantise_parallel};
+pub use error::GgufError;
+pub use format::Format;
+pub use header::{GgufHeader, GgufTensor};
+pub use metadata::Metadata;
+pub use split::read_split;
+pub use value::{Array, Strings, Value};
