@@ -9,8 +9,9 @@ use std::{
 };
 
 use crate::{
-    Error, Index, Result, bin_file,
+    Dtype, Encoding, Error, Index, Recipe, Result, Spelled, bin_file,
     files::Fetch,
+    gguf::{Format, GgufHeader, GgufTensor, Metadata, read_split},
     index::{TensorInfo, WeightFile},
     safetensors_file,
 };
@@ -27,6 +28,8 @@ pub struct Checkpoint {
     pub(crate) index: Index,
     /// None when all files are here.
     pub(crate) fetch: Option<Arc<dyn Fetch>>,
+    /// What a GGUF file says of itself.
+    pub(crate) gguf: Option<Arc<Metadata>>,
 }
 
 impl fmt::Debug for Checkpoint {
@@ -54,6 +57,15 @@ impl Checkpoint {
         let path = path.as_ref();
         let metadata = fs::metadata(path).map_err(|_| Error::NotFound { path: path.to_owned() })?;
         let folder = if metadata.is_dir() { path } else { path.parent().unwrap_or(Path::new("")) };
+        if !metadata.is_dir() && is_gguf(path) {
+            return Self::open_gguf(path, folder);
+        }
+        if metadata.is_dir() && LocalFolder(folder).preferred().is_none() {
+            // A folder with one model in GGUF, in one file or several, is that model.
+            if let Some(first) = only_gguf(folder) {
+                return Self::open_gguf(&first, folder);
+            }
+        }
         let index = if metadata.is_dir() {
             let missing = || Error::NoWeights { folder: folder.to_owned(), looked_for: WEIGHTS.to_vec() };
             index_folder(&LocalFolder(folder))?.ok_or_else(missing)?
@@ -62,7 +74,43 @@ impl Checkpoint {
         } else {
             single(read_file(path)?)?
         };
-        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None })
+        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None, gguf: None })
+    }
+
+    fn open_gguf(path: &Path, folder: &Path) -> Result<Self> {
+        let (index, metadata) = gguf_index(read_split(path)?)?;
+        let gguf = Some(Arc::new(metadata));
+        Ok(Self { path: path.to_owned(), folder: folder.to_owned(), index, fetch: None, gguf })
+    }
+
+    /// What a GGUF file says of itself: sizes, settings and the tokenizer. `None` for other formats.
+    pub fn gguf(&self) -> Option<&Metadata> {
+        self.gguf.as_deref()
+    }
+
+    /// The same checkpoint with its tensors under other names and made in other ways: each becomes what `spell` says of it, which
+    /// may be nothing, or several slices of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Duplicate`] where two tensors get one name; [`Error::Recipe`] for one that cannot be made of the stored one.
+    pub fn respelled(&self, mut spell: impl FnMut(&TensorInfo) -> Vec<Spelled>) -> Result<Self> {
+        let mut index = Index { files: self.index.files.clone(), ..Index::default() };
+        for stored in self.index.tensors.values() {
+            for spelled in spell(stored) {
+                let info = spelled.of(stored).ok_or_else(|| Error::Recipe {
+                    tensor: stored.name.clone(),
+                    shape: stored.shape.clone(),
+                    wanted: format!("{spelled:?}"),
+                })?;
+                let name = info.name.clone();
+                if index.tensors.insert(name.clone(), info).is_some() {
+                    let first = self.path.clone();
+                    return Err(Error::Duplicate { tensor: name, second: first.clone(), first });
+                }
+            }
+        }
+        Ok(Self { index, ..self.clone() })
     }
 
     /// The path it was opened by.
@@ -169,6 +217,58 @@ pub(crate) fn read_file(path: &Path) -> Result<Indexed> {
     } else {
         safetensors_file::read_header(path)
     }
+}
+
+/// The tensors of GGUF files under their own names, and the metadata of the first, which has the settings.
+fn gguf_index(headers: Vec<GgufHeader>) -> Result<(Index, Metadata)> {
+    let mut index = Index::default();
+    let mut metadata = None;
+    for header in headers {
+        let file = WeightFile { path: header.file, bytes: header.file_bytes };
+        index.add(file, header.tensors.into_iter().map(gguf_tensor).collect())?;
+        metadata.get_or_insert(header.metadata);
+    }
+    let missing = || Error::NotFound { path: PathBuf::from("(a GGUF file)") };
+    Ok((index, metadata.ok_or_else(missing)?))
+}
+
+fn gguf_tensor(tensor: GgufTensor) -> TensorInfo {
+    let GgufTensor { name, format, shape, offset, .. } = tensor;
+    let plain = match format {
+        Format::F64 => Some(Dtype::F64),
+        Format::F32 => Some(Dtype::F32),
+        Format::F16 => Some(Dtype::F16),
+        Format::BF16 => Some(Dtype::Bf16),
+        Format::I64 => Some(Dtype::I64),
+        Format::I32 => Some(Dtype::I32),
+        Format::I16 => Some(Dtype::I16),
+        Format::I8 => Some(Dtype::I8),
+        _ => None,
+    };
+    let packed = || Recipe { encoding: Encoding::Gguf(format), stored: shape.clone(), steps: Vec::new() };
+    let recipe = if plain.is_some() { None } else { Some(packed()) };
+    TensorInfo { name, dtype: plain.unwrap_or(Dtype::F32), shape, file: 0, offset, strides: None, recipe }
+}
+
+/// The one file of a folder whose name ends in `.gguf`; of a model in several files, the first.
+fn only_gguf(folder: &Path) -> Option<PathBuf> {
+    let is_gguf = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "gguf");
+    let mut files: Vec<PathBuf> =
+        fs::read_dir(folder).ok()?.flatten().map(|entry| entry.path()).filter(is_gguf).collect();
+    files.sort();
+    let first = files.first()?.clone();
+    let model = |path: &PathBuf| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let shard = name.rsplit_once("-of-").and_then(|(rest, _)| rest.rsplit_once('-'));
+        shard.map_or(name.clone(), |(model, _)| model.to_owned())
+    };
+    files.iter().all(|file| model(file) == model(&first)).then_some(first)
+}
+
+/// Whether a file says that it is GGUF.
+fn is_gguf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(path).is_ok_and(|mut file| file.read_exact(&mut magic).is_ok()) && magic == *b"GGUF"
 }
 
 #[derive(serde::Deserialize)]

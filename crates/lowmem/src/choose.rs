@@ -18,14 +18,14 @@ pub(crate) struct Situation<'a> {
 impl Situation<'_> {
     /// The residency to use and, in words, why.
     pub(crate) fn choose(&self, asked: Residency) -> Result<(Residency, String)> {
-        let is_other = |info: &&TensorInfo| info.dtype != self.dtype || info.recipe.is_some();
+        let is_other = |info: &&TensorInfo| info.dtype != self.dtype || info.is_packed();
         let other = self.tensors.iter().find(is_other);
         let mappable = self.device == Device::Cpu && other.is_none();
         match asked {
             Residency::Auto => Ok(self.automatic(mappable)),
             Residency::Mapped if !mappable => {
                 let problem = match other {
-                    Some(TensorInfo { name, recipe: Some(recipe), .. }) => format!(
+                    Some(TensorInfo { name, recipe: Some(recipe), .. }) if recipe.encoding.is_packed() => format!(
                         "tensor {name} is stored as {recipe} and must be made of it; use --residency resident or streamed"
                     ),
                     Some(info) if self.device == Device::Cpu => format!(
@@ -52,7 +52,8 @@ impl Situation<'_> {
                 ),
             };
         }
-        let packed = self.tensors.iter().find_map(|info| info.recipe.as_ref());
+        let packed = self.tensors.iter().filter(|info| info.is_packed()).max_by_key(|info| info.bytes());
+        let packed = packed.and_then(|info| info.recipe.as_ref());
         let why = if let Some(recipe) = packed {
             format!("the file holds {recipe}")
         } else if self.device == Device::Cpu {

@@ -7,6 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::{
     Error, Result,
     files::{Files, Mapping},
+    gguf::dequantise,
     index::TensorInfo,
     place_error::place_error,
     read::{Number, memory},
@@ -31,6 +32,7 @@ impl<'a> Decoder<'a> {
         let numbers = files.mapping(info, info.file)?;
         let scales = match recipe.encoding {
             Encoding::Mxfp4 { scales_file, .. } => Some(files.mapping(info, scales_file)?),
+            Encoding::Gguf(_) => None,
         };
         Ok(Self { info, recipe, numbers, scales })
     }
@@ -63,6 +65,14 @@ impl<'a> Decoder<'a> {
                 let blocks = self.numbers.bytes(begin, groups * MXFP4_BYTES)?;
                 let scales = self.scales.as_ref().unwrap_or(&self.numbers).bytes(scales + group, groups)?;
                 decode_mxfp4(blocks, scales, values);
+            }
+            Encoding::Gguf(format) => {
+                let bytes = |elements: u64| format.bytes(elements).and_then(|bytes| usize::try_from(bytes).ok());
+                let (Some(before), Some(length)) = (bytes(first), bytes(values.len() as u64)) else {
+                    return Err(self.numbers.io(std::io::Error::other("a row that is no whole number of blocks")));
+                };
+                let bytes = self.numbers.bytes(self.info.offset + before as u64, length)?;
+                dequantise(*format, bytes, values)?;
             }
         }
         Ok(())

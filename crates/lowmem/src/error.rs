@@ -19,6 +19,16 @@ pub enum Error {
         /// What was asked for.
         path: PathBuf,
     },
+    /// A tensor cannot be made of the stored one.
+    #[error("tensor {tensor} of shape {shape:?} cannot become what the model asks for: {wanted}")]
+    Recipe {
+        /// The stored tensor.
+        tensor: String,
+        /// Its shape.
+        shape: Vec<i64>,
+        /// What it was to become.
+        wanted: String,
+    },
     /// The folder holds no weights in a format this crate reads.
     #[error("{folder}: no weights found; looked for {}", .looked_for.join(", "))]
     NoWeights {

@@ -61,7 +61,7 @@ impl Checkpoint {
             None if remote.is_offline() => return Err(remote.entry.not_cached(WEIGHTS[0], OFFLINE)),
             None => return Err(Error::NoWeights { folder: PathBuf::from(id), looked_for: WEIGHTS.to_vec() }),
         };
-        Ok(Self { path: PathBuf::from(id), folder, index, fetch: Some(Arc::new(remote)) })
+        Ok(Self { path: PathBuf::from(id), folder, index, fetch: Some(Arc::new(remote)), gguf: None })
     }
 
     /// Fetches the weight files that hold these tensors, where they are not on this machine yet. Names the checkpoint does

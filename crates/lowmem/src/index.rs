@@ -52,6 +52,11 @@ impl TensorInfo {
         }
     }
 
+    /// Whether its numbers lie there in fewer bits than a dtype has.
+    pub(crate) fn is_packed(&self) -> bool {
+        self.recipe.as_ref().is_some_and(|recipe| recipe.encoding.is_packed())
+    }
+
     /// Slice `index` of the first dimension, as a tensor of its own called `name`. `None` where there is no such slice.
     pub(crate) fn slice(&self, index: i64, name: String) -> Option<Self> {
         let (&count, shape) = self.shape.split_first()?;

@@ -62,7 +62,7 @@ pub use memory::available_memory;
 pub use options::{DtypeChoice, ExtraTensors, LoadOptions, Residency};
 pub use parts::{PartRequest, Parts, Slice, TensorRequest};
 pub use progress::{NoProgress, Progress};
-pub use recipe::{Encoding, Recipe, Step};
+pub use recipe::{Encoding, Recipe, Spelled, Step};
 pub use report::LoadReport;
 pub use save::{save_bin, save_safetensors};
 pub use source::{HubOptions, Source};

@@ -4,6 +4,8 @@ use std::fmt;
 
 use tch::{TchError, Tensor};
 
+use crate::{Dtype, TensorInfo, gguf::Format};
+
 /// Elements that share a scale in MXFP4 (Open Compute Project, Microscaling Formats, 2023).
 pub(crate) const MXFP4_ELEMENTS: usize = 32;
 /// Bytes of their numbers, two in each.
@@ -32,6 +34,8 @@ pub enum Encoding {
         /// Where in it they begin, in bytes.
         scales: u64,
     },
+    /// A format of GGUF files, row by row.
+    Gguf(Format),
 }
 
 /// What is done to a tensor after its numbers have been read.
@@ -40,6 +44,43 @@ pub enum Encoding {
 pub enum Step {
     /// The last two dimensions change places.
     Transpose,
+    /// One is taken from every number: GGUF has Gemma's norms as they multiply, checkpoints what is added to one.
+    SubtractOne,
+    /// Rows, of which each head has as many, that stand in pairs of one of the first and one of the second half of a head come one
+    /// half after the other: GGUF has Llama's queries and keys in pairs.
+    PairsToHalves {
+        /// How many heads there are.
+        heads: i64,
+    },
+    /// Rows of all queries, then all keys, then all values become those of each head: as GPT-NeoX has them.
+    HeadByHead {
+        /// How many heads there are.
+        heads: i64,
+    },
+}
+
+impl Step {
+    /// Whether it changes numbers, and not only where they are.
+    pub(crate) fn computes(self) -> bool {
+        self == Self::SubtractOne
+    }
+
+    fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        let rows = |first: [i64; 3], swapped: (i64, i64)| {
+            let size = tensor.size();
+            let shape = [&first, size.get(1..).unwrap_or_default()].concat();
+            tensor.f_reshape(shape)?.f_transpose(swapped.0, swapped.1)?.f_reshape(size)
+        };
+        match self {
+            Self::Transpose => tensor.f_transpose(-2, -1),
+            Self::SubtractOne => tensor.f_sub_scalar(1.0),
+            Self::PairsToHalves { heads } => {
+                let half = tensor.size().first().copied().unwrap_or(0) / (2 * heads.max(1));
+                rows([heads, half, 2], (1, 2))
+            }
+            Self::HeadByHead { heads } => rows([3, heads, -1], (0, 1)),
+        }
+    }
 }
 
 impl Encoding {
@@ -47,6 +88,7 @@ impl Encoding {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Mxfp4 { .. } => "MXFP4",
+            Self::Gguf(format) => format.name(),
         }
     }
 
@@ -54,6 +96,15 @@ impl Encoding {
     fn bytes(&self, elements: u64) -> u64 {
         match self {
             Self::Mxfp4 { .. } => elements / MXFP4_ELEMENTS as u64 * (MXFP4_BYTES as u64 + 1),
+            Self::Gguf(format) => format.bytes(elements).unwrap_or(0),
+        }
+    }
+
+    /// Whether numbers lie there in fewer bits than a dtype has.
+    pub(crate) fn is_packed(&self) -> bool {
+        match self {
+            Self::Mxfp4 { .. } => true,
+            Self::Gguf(format) => format.is_quantised(),
         }
     }
 }
@@ -73,13 +124,9 @@ impl Recipe {
     /// The shape of the tensor once it is made.
     pub(crate) fn shape(&self) -> Vec<i64> {
         let mut shape = self.stored.clone();
-        for step in &self.steps {
-            match step {
-                Step::Transpose => {
-                    let last = shape.len().saturating_sub(1);
-                    shape.swap(last.saturating_sub(1), last);
-                }
-            }
+        for _ in self.steps.iter().filter(|step| **step == Step::Transpose) {
+            let last = shape.len().saturating_sub(1);
+            shape.swap(last.saturating_sub(1), last);
         }
         shape
     }
@@ -87,7 +134,9 @@ impl Recipe {
     /// Makes it that of one slice of the first dimension, with `before` such slices of `elements` elements before it, and says
     /// by how many bytes its numbers begin later. `None` where the tensor has no such slices.
     pub(crate) fn cut(&mut self, before: u64, elements: u64) -> Option<u64> {
-        if self.stored.len() < 3 {
+        let alike = |step: &Step| matches!(step, Step::Transpose | Step::SubtractOne);
+        let least = if self.steps.contains(&Step::Transpose) { 3 } else { 2 };
+        if self.stored.len() < least || !self.steps.iter().all(alike) {
             return None;
         }
         self.stored.remove(0);
@@ -97,14 +146,75 @@ impl Recipe {
                 *scales += groups;
                 Some(groups * MXFP4_BYTES as u64)
             }
+            Encoding::Gguf(format) => format.bytes(before.checked_mul(elements)?),
         }
     }
 
     /// What is done to the numbers after they have been read, as views where that suffices.
     pub(crate) fn finish(&self, stored: Tensor) -> Result<Tensor, TchError> {
-        self.steps.iter().try_fold(stored, |tensor, step| match step {
-            Step::Transpose => tensor.f_transpose(-2, -1),
-        })
+        self.steps.iter().try_fold(stored, |tensor, step| step.apply(&tensor))
+    }
+}
+
+/// A tensor as somebody else calls it, made of a stored one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spelled {
+    /// What it is called.
+    pub name: String,
+    /// Which slice of the stored one's first dimension it is, where it is not the whole.
+    pub slice: Option<i64>,
+    /// What is done to its numbers.
+    pub steps: Vec<Step>,
+}
+
+impl Spelled {
+    /// The whole tensor as it is.
+    pub fn same(name: impl Into<String>) -> Self {
+        Self { name: name.into(), slice: None, steps: Vec::new() }
+    }
+
+    /// `None` where the stored tensor has no such slice, or steps do not fit it.
+    pub(crate) fn of(&self, stored: &TensorInfo) -> Option<TensorInfo> {
+        let mut info = match self.slice {
+            Some(index) => stored.slice(index, self.name.clone())?,
+            None => TensorInfo { name: self.name.clone(), ..stored.clone() },
+        };
+        if self.steps.is_empty() {
+            return Some(info);
+        }
+        let mut recipe = match info.recipe.take() {
+            Some(recipe) => recipe,
+            None => Recipe {
+                encoding: Encoding::Gguf(plain_format(info.dtype)?),
+                stored: info.shape.clone(),
+                steps: Vec::new(),
+            },
+        };
+        recipe.steps.extend(&self.steps);
+        let rows = info.shape.first().copied().unwrap_or(0);
+        let fits = |step: &Step| match step {
+            Step::Transpose => info.shape.len() >= 2,
+            Step::SubtractOne => true,
+            Step::PairsToHalves { heads } => *heads > 0 && rows % (2 * heads) == 0,
+            Step::HeadByHead { heads } => *heads > 0 && rows % (3 * heads) == 0,
+        };
+        if info.strides.is_some() || !self.steps.iter().all(fits) {
+            return None;
+        }
+        info.shape = recipe.shape();
+        info.recipe = Some(recipe);
+        Some(info)
+    }
+}
+
+/// How numbers of a dtype lie in a file, as GGUF calls it.
+fn plain_format(dtype: Dtype) -> Option<Format> {
+    match dtype {
+        Dtype::F64 => Some(Format::F64),
+        Dtype::F32 => Some(Format::F32),
+        Dtype::F16 => Some(Format::F16),
+        Dtype::Bf16 => Some(Format::BF16),
+        _ => None,
     }
 }
 

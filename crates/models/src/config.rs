@@ -1,6 +1,8 @@
 //! Sizes and settings of a model, from Hugging Face's `config.json`.
 
-use crate::{Architecture, Error, Family, Point, Result, architecture::number};
+use lowmem::Checkpoint;
+
+use crate::{Architecture, Error, Family, Point, Result, architecture::number, gguf};
 
 /// What a `config.json` says: the network, whose family spells its tensors, and how it is used.
 ///
@@ -44,7 +46,22 @@ impl Config {
     /// of [`Config::check`] naming the field. Nothing is allocated for sizes that are refused.
     pub fn from_json(text: &str) -> Result<Self> {
         let malformed = |error: serde_json::Error| Error::Config { problem: error.to_string() };
-        let value: serde_json::Value = serde_json::from_str(text).map_err(malformed)?;
+        Self::from_value(serde_json::from_str(text).map_err(malformed)?)
+    }
+
+    /// The config of a checkpoint: its `config.json`, or the metadata of a GGUF file.
+    ///
+    /// # Errors
+    ///
+    /// As [`Config::from_json`]; [`Error::UnsupportedGguf`] listing the architectures that run; [`Error::Weights`] naming the key.
+    pub fn of(checkpoint: &Checkpoint) -> Result<Self> {
+        match checkpoint.gguf() {
+            Some(metadata) => gguf::config(checkpoint, metadata),
+            None => Self::from_json(&checkpoint.read_text("config.json")?),
+        }
+    }
+
+    pub(crate) fn from_value(value: serde_json::Value) -> Result<Self> {
         let family = match value.get("model_type") {
             Some(serde_json::Value::String(model_type)) => Family::of(model_type)?,
             Some(other) => return Err(Error::Config { problem: format!("model_type is {other}, expected a string") }),

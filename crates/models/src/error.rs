@@ -65,6 +65,16 @@ pub enum Error {
         /// Those that work.
         supported: Vec<&'static str>,
     },
+    /// A GGUF file of an architecture that this crate does not know.
+    #[error("{file}: general.architecture {found:?} is not supported; supported: {}", .supported.join(", "))]
+    UnsupportedGguf {
+        /// The file.
+        file: std::path::PathBuf,
+        /// Its architecture.
+        found: String,
+        /// Those that work.
+        supported: Vec<&'static str>,
+    },
     /// A setting of a known family that this crate does not implement.
     #[error("config.json: {setting} = {found} is not supported; supported: {supported}")]
     UnsupportedSetting {

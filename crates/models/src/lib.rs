@@ -27,6 +27,7 @@ mod error;
 mod factor;
 mod families;
 mod generate;
+mod gguf;
 mod input;
 mod linear;
 mod model;

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use crate::{
     Architecture, Config, Error, Factor, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites,
-    Stage, Unembedding, decoder, random,
+    Stage, Unembedding, decoder, gguf, random,
     site::Order,
     weights::{self, PartMap, Placed, Spelling, TailWeights},
 };
@@ -93,7 +93,9 @@ impl Model {
     /// tensor; with [`ExtraTensors::Refuse`] also [`lowmem::Error::ExtraTensors`].
     pub fn open(checkpoint: &Checkpoint, options: &LoadOptions) -> Result<Self> {
         Products::chosen()?;
-        let config = Config::from_json(&checkpoint.read_text("config.json")?)?;
+        let config = Config::of(checkpoint)?;
+        let of_gguf = checkpoint.gguf().map(|_| gguf::spelled(checkpoint, &config)).transpose()?;
+        let checkpoint = of_gguf.as_ref().unwrap_or(checkpoint);
         let spelling = Spelling::of(checkpoint.index(), &config);
         let requests = until_missing(checkpoint.index(), weights::parts(&config, &spelling))?;
         let ignored = weights::ignored(checkpoint.index(), &config, &spelling);

@@ -58,13 +58,19 @@ impl Shared {
 
     fn place_new(&self, files: &Files, infos: &[&TensorInfo]) -> Result<Placed> {
         let progress = &*self.options.progress;
+        let (device, staging_bytes) = (self.options.device, self.options.staging_bytes);
+        let passing = self.residency == Residency::Streamed;
+        let placer = Placer { files, dtype: self.dtype, device, staging_bytes, passing, progress };
         if self.residency != Residency::Mapped {
-            let (device, staging_bytes) = (self.options.device, self.options.staging_bytes);
-            let passing = self.residency == Residency::Streamed;
-            return Placer { files, dtype: self.dtype, device, staging_bytes, passing, progress }.place(infos);
+            return placer.place(infos);
         }
         let mut placed = Placed::default();
         for info in infos {
+            if info.recipe.is_some() {
+                // Such as rows in another order: made once, then kept.
+                placed.extend(placer.place(&[info])?);
+                continue;
+            }
             placed.tensors.push(files.view(info)?);
             placed.read += info.bytes();
             placed.allocated += if info.is_aligned() { 0 } else { info.bytes() };

@@ -22,7 +22,8 @@ pub(super) fn place_made(
 
 fn made(placer: &Placer<'_>, info: &TensorInfo, recipe: &Recipe, placed: &mut Placed) -> Result<Tensor> {
     // Other dtypes are made of f32, which holds every number exactly.
-    let dtype = if placer.dtype == Dtype::Bf16 { Dtype::Bf16 } else { Dtype::F32 };
+    let computes = recipe.steps.iter().any(|step| step.computes());
+    let dtype = if placer.dtype == Dtype::Bf16 && !computes { Dtype::Bf16 } else { Dtype::F32 };
     let stored = TensorInfo { shape: recipe.stored.clone(), ..info.clone() };
     let on_cpu = Placer { dtype, device: Device::Cpu, ..*placer };
     let numbers = Decoder::new(placer.files, info, recipe)?.whole(on_cpu.empty(&stored)?)?;

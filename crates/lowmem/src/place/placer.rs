@@ -26,6 +26,16 @@ pub(crate) struct Placed {
     pub(crate) staging: u64,
 }
 
+impl Placed {
+    /// More tensors, placed after these.
+    pub(crate) fn extend(&mut self, more: Self) {
+        self.tensors.extend(more.tensors);
+        self.read += more.read;
+        self.allocated += more.allocated;
+        self.staging = self.staging.max(more.staging);
+    }
+}
+
 impl Placer<'_> {
     /// Makes the error of a tensor that could not be placed.
     pub(super) fn error(&self, info: &TensorInfo) -> impl Fn(TchError) -> Error {

@@ -21,7 +21,13 @@ pub(super) static GPT_OSS: Family = Family {
         (Point::ExpertSum, &["mlp.experts"]),
         (Point::MlpOutput, &["mlp"]),
     ],
-    expert_modules: &[(Point::MlpGateInput, "mlp.experts.gate_up_proj"), (Point::MlpOutput, "mlp.experts.down_proj")],
+    expert_modules: &[
+        (Point::MlpGateInput, "mlp.experts.gate_up_proj"),
+        // In GGUF files, where gate and input are apart.
+        (Point::MlpGate, "mlp.experts.gate_proj"),
+        (Point::MlpInput, "mlp.experts.up_proj"),
+        (Point::MlpOutput, "mlp.experts.down_proj"),
+    ],
     expert_layout: Layout::InOut,
     sinks: "self_attn.sinks",
     ..LLAMA
