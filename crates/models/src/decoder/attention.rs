@@ -187,3 +187,6 @@ impl Run<'_> {
         self.show(at, added.at(at)?)
     }
 }
+
+#[cfg(test)]
+mod tests;
