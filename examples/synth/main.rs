@@ -14,10 +14,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Parser, ValueEnum};
-use transformer_utils::{
-    lowmem::Dtype,
-    models::{Config, Model},
-};
+use transformer_utils::{lowmem::Dtype, models::Config};
 
 use common::{output, table};
 

@@ -50,7 +50,7 @@ fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
         let expected = support::tensors(&folder.join("expected.safetensors"));
         let vocabulary = model.architecture().vocabulary as usize;
         let measures = vec![Measure::Logits, Measure::Kl];
-        let options = LensOptions { measures, top_k: vocabulary, ..LensOptions::default() };
+        let options = LensOptions::default().measures(measures).top_k(vocabulary);
         let ids = &case.ids("single")[0];
         let table = table(&Lens::new(&model, options).unwrap().tuned(&tuned).unwrap(), ids);
         assert_eq!(table.rows.len(), tuned.layers() + 1, "{name}");
@@ -71,7 +71,7 @@ fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
             }
         }
         // Without its translators, the lens gives other rows.
-        let plain = LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() };
+        let plain = LensOptions::default().measures([Measure::Kl]);
         let logit = self::table(&Lens::new(&model, plain).unwrap(), ids);
         assert_ne!(logit.rows[0].values[&Measure::Kl], table.rows[0].values[&Measure::Kl], "{name}");
     }
@@ -80,10 +80,7 @@ fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
 #[test]
 fn translators_of_zeros_are_the_logit_lens() {
     let (case, model) = plain();
-    let options = || LensOptions {
-        measures: vec![Measure::Logits, Measure::Kl, Measure::Ranks, Measure::Entropy],
-        ..LensOptions::default()
-    };
+    let options = || LensOptions::default().measures([Measure::Logits, Measure::Kl, Measure::Ranks, Measure::Entropy]);
     let ids = &case.ids("single")[0];
     let zeros = identity(&model);
     let tuned = table(&Lens::new(&model, options()).unwrap().tuned(&zeros).unwrap(), ids);
@@ -128,11 +125,11 @@ fn translators_of_another_model_are_refused() {
     // The same sizes, other weights: the hash of the unembedding tells them apart.
     assert!(refuse(&lens, &random(2, 8, 1), LensOptions::default()).contains("hash"));
     // Rows and decoders that no translator fits.
-    let subblocks = RowOptions { subblocks: true, ..RowOptions::default() };
-    let error = refuse(&lens, &own, LensOptions { rows: subblocks, ..LensOptions::default() });
+    let subblocks = RowOptions::default().subblocks(true);
+    let error = refuse(&lens, &own, LensOptions::default().rows(subblocks));
     assert!(error.contains("h.0.attn"), "{error}");
-    let decoder = ["h.1", "final_layernorm", "lm_head"].map(str::to_owned).into();
-    assert!(refuse(&lens, &own, LensOptions { decoder, ..LensOptions::default() }).contains("decoder"));
+    let decoder = ["h.1", "final_layernorm", "lm_head"];
+    assert!(refuse(&lens, &own, LensOptions::default().decoder(decoder)).contains("decoder"));
 }
 
 #[test]
@@ -216,7 +213,7 @@ fn divergences(name: &str) -> (HashMap<String, f64>, HashMap<String, f64>) {
         }
         sums
     };
-    let lens = || Lens::new(&model, LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() }).unwrap();
+    let lens = || Lens::new(&model, LensOptions::default().measures([Measure::Kl])).unwrap();
     (sum(&lens()), sum(&lens().tuned(&tuned).unwrap()))
 }
 

@@ -6,6 +6,7 @@ use crate::{Error, Result};
 
 /// The non-linearity of an MLP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Activation {
     /// `x Φ(x)`, exact (Hendrycks and Gimpel, 2016).
     Gelu,
