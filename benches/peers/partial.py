@@ -31,9 +31,11 @@ if tool == "nnsight":
 
     def run():
         with watched.trace(ids) as tracer:
-            saved = [watched.get(name).output.save() for name in names]
+            first = watched.get(names[0]).output.save()
+            second = watched.get(names[1]).output.save()
+            third = watched.get(names[2]).output.save()
             tracer.stop()
-        return saved
+        return first, second, third
 
 elif tool == "hooks":
 

@@ -70,10 +70,8 @@ fn by_hand(queries: &Tensor, keys: &Tensor, values: &Tensor, attention: &Attenti
         for key in seen.clone() {
             put(&pattern, [b, head, query, key], score(key).exp() / sum);
         }
-        for d in 0..width {
-            let said = seen.clone().map(|key| score(key).exp() / sum * values[b][key][of][d]).sum();
-            put(&z, [b, query, head, d], said);
-        }
+        let said = |d: usize| seen.clone().map(|key| score(key).exp() / sum * values[b][key][of][d]).sum();
+        (0..width).for_each(|d| put(&z, [b, query, head, d], said(d)));
     }
     (pattern, z)
 }
