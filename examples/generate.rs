@@ -62,19 +62,18 @@ struct Flags {
 impl Flags {
     fn options(&self) -> GenerateOptions {
         let sampled = self.temperature.is_some() || self.top_k.is_some() || self.top_p.is_some() || self.seed.is_some();
-        let sampling = sampled.then(|| Sampling {
-            temperature: self.temperature.unwrap_or(1.0),
-            top_k: self.top_k,
-            top_p: self.top_p,
-            seed: self.seed.unwrap_or(0),
+        let sampling = sampled.then(|| {
+            Sampling::default()
+                .temperature(self.temperature.unwrap_or(1.0))
+                .top_k(self.top_k)
+                .top_p(self.top_p)
+                .seed(self.seed.unwrap_or(0))
         });
-        GenerateOptions {
-            max_new_tokens: self.max_tokens,
-            sampling,
-            repetition_penalty: self.repetition_penalty,
-            end_tokens: self.ignore_end.then(Vec::new),
-            ..GenerateOptions::default()
-        }
+        GenerateOptions::default()
+            .max_new_tokens(self.max_tokens)
+            .sampling(sampling)
+            .repetition_penalty(self.repetition_penalty)
+            .end_tokens(self.ignore_end.then(Vec::new))
     }
 }
 

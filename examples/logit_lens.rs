@@ -215,22 +215,21 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     let rows = flags.input.read(&opened)?;
     let vocabulary = opened.model.architecture().vocabulary;
     let interactive = outputs.iter().any(|(_, format)| *format == Format::Html);
-    let options = LensOptions {
-        measures: flags.measure.clone(),
-        positions: None,
-        rows: RowOptions {
-            block_step: flags.block_step,
-            input: !flags.no_input,
-            force_output: !flags.no_force_output,
-            subblocks: flags.subblocks,
-            contributions: flags.contributions,
-        },
-        decoder: flags.decoder.clone(),
-        top_k: flags.top_k.unwrap_or(if interactive { 8.min(vocabulary as usize) } else { 0 }),
-        tracked: flags.track.iter().map(|text| track(&opened, text)).collect::<Result<_>>()?,
-        kl_clip: flags.kl_clip.then(|| 1.0 / (10.0 * vocabulary as f64)),
-        memory: flags.memory << 20,
-    };
+    let options = LensOptions::default()
+        .measures(flags.measure.clone())
+        .rows(
+            RowOptions::default()
+                .block_step(flags.block_step)
+                .input(!flags.no_input)
+                .force_output(!flags.no_force_output)
+                .subblocks(flags.subblocks)
+                .contributions(flags.contributions),
+        )
+        .decoder(flags.decoder.clone())
+        .top_k(flags.top_k.unwrap_or(if interactive { 8.min(vocabulary as usize) } else { 0 }))
+        .tracked(flags.track.iter().map(|text| track(&opened, text)).collect::<Result<Vec<_>>>()?)
+        .kl_clip(flags.kl_clip.then(|| 1.0 / (10.0 * vocabulary as f64)))
+        .memory(flags.memory << 20);
     let prompt = |ids: &Vec<i64>| {
         let range = flags.positions.as_ref().map(|positions| positions.within(ids.len() as i64)).transpose()?;
         let positions = range.map(|range| range.start as usize..range.end as usize);
@@ -297,12 +296,11 @@ impl Drawing<'_> {
     fn terminal(&self) -> Result<()> {
         let stdout = std::io::stdout();
         let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
-        let style = TerminalStyle {
-            title: self.flags.title.clone(),
-            top_down: self.flags.top_down,
-            width,
-            color: common::terminal::color_depth(stdout.is_terminal()),
-        };
+        let style = TerminalStyle::default()
+            .title(self.flags.title.clone())
+            .top_down(self.flags.top_down)
+            .width(width)
+            .color(common::terminal::color_depth(stdout.is_terminal()));
         let mut out = stdout.lock();
         for measure in self.measures {
             writeln!(out, "{}", terminal::render(self.view(), measure, &style)?)?;
@@ -311,12 +309,8 @@ impl Drawing<'_> {
     }
 
     fn file(&self, path: &Path, format: Format) -> Result<()> {
-        let style = Style {
-            title: self.flags.title.clone(),
-            top_down: self.flags.top_down,
-            dark: self.flags.dark,
-            ..Style::default()
-        };
+        let style =
+            Style::default().title(self.flags.title.clone()).top_down(self.flags.top_down).dark(self.flags.dark);
         // What is stored is the table itself; a comparison can be made again from two of them.
         let pages: Vec<Vec<u8>> = match format {
             Format::Png => picture::png(self.view(), self.measures, &style)?,

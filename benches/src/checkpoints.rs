@@ -18,6 +18,9 @@ pub enum Size {
     /// 124 million parameters, 0.5 GB
     #[value(name = "gpt2")]
     Gpt2,
+    /// A Llama-shaped model of 1.54 billion parameters, 6.2 GB; the section `llama` is about it
+    #[value(name = "llama-xl")]
+    LlamaXl,
     /// 1.56 billion parameters, 6.2 GB; most promises are about it
     #[value(name = "gpt2-xl")]
     Gpt2Xl,
@@ -31,6 +34,7 @@ impl Size {
     pub fn name(self) -> &'static str {
         match self {
             Self::Gpt2 => "gpt2",
+            Self::LlamaXl => "llama-xl",
             Self::Gpt2Xl => "gpt2-xl",
             Self::GptNeo => "gpt-neo-2.7B",
         }
@@ -40,6 +44,7 @@ impl Size {
     pub fn parameters(self) -> u64 {
         match self {
             Self::Gpt2 => 124_439_808,
+            Self::LlamaXl => 1_540_474_880,
             Self::Gpt2Xl => 1_557_611_200,
             Self::GptNeo => 2_651_307_520,
         }
@@ -50,7 +55,7 @@ impl Size {
         match self {
             Self::Gpt2 => Some("124M"),
             Self::Gpt2Xl => Some("1.55B"),
-            Self::GptNeo => None,
+            Self::LlamaXl | Self::GptNeo => None,
         }
     }
 
@@ -58,6 +63,7 @@ impl Size {
     fn bytes(self) -> u64 {
         match self {
             Self::Gpt2 => 498_000_000,
+            Self::LlamaXl => 6_162_000_000,
             Self::Gpt2Xl => 6_231_000_000,
             Self::GptNeo => 10_607_000_000,
         }
@@ -68,7 +74,7 @@ impl Size {
         match self {
             // Nothing is promised for this one; a quarter of the weights would not hold libtorch itself.
             Self::Gpt2 => (384, super::TOKENS),
-            Self::Gpt2Xl => (1536, super::TOKENS),
+            Self::LlamaXl | Self::Gpt2Xl => (1536, super::TOKENS),
             Self::GptNeo => (4096, 2048),
         }
     }
@@ -116,7 +122,12 @@ pub enum Variant {
     Bf16(Size),
     /// The same values in a file that PyTorch wrote, which takes a peer.
     Bin(Size),
+    /// A small mixture of experts in bf16.
+    Mixture,
 }
+
+/// The config of [`Variant::Mixture`], from the workspace.
+const MIXTURE: &str = "benches/mixture.json";
 
 impl Variant {
     /// The name of the folder.
@@ -126,6 +137,7 @@ impl Variant {
             Self::Shards(size, count) => format!("{}-{count}-shards", size.name()),
             Self::Bf16(size) => format!("{}-bf16", size.name()),
             Self::Bin(size) => format!("{}-bin", size.name()),
+            Self::Mixture => "mixture-bf16".to_owned(),
         }
     }
 
@@ -134,18 +146,21 @@ impl Variant {
         match self {
             Self::Whole(size) | Self::Shards(size, _) | Self::Bin(size) => size.bytes(),
             Self::Bf16(size) => size.bytes() / 2,
+            Self::Mixture => 860_000_000,
         }
     }
 
     /// The arguments of `synth`, `--out` apart.
     fn arguments(self) -> Option<Vec<String>> {
-        let (size, more) = match self {
-            Self::Whole(size) => (size, Vec::new()),
-            Self::Shards(size, count) => (size, vec!["--shards".to_owned(), count.to_string()]),
-            Self::Bf16(size) => (size, vec!["--dtype".to_owned(), "bf16".to_owned()]),
+        let bf16 = || vec!["--dtype".to_owned(), "bf16".to_owned()];
+        let (config, more) = match self {
+            Self::Whole(size) => (size.name(), Vec::new()),
+            Self::Shards(size, count) => (size.name(), vec!["--shards".to_owned(), count.to_string()]),
+            Self::Bf16(size) => (size.name(), bf16()),
+            Self::Mixture => (MIXTURE, bf16()),
             Self::Bin(_) => return None,
         };
-        Some(["--config".to_owned(), size.name().to_owned()].into_iter().chain(more).collect())
+        Some(["--config".to_owned(), config.to_owned()].into_iter().chain(more).collect())
     }
 }
 
@@ -237,12 +252,13 @@ mod tests {
         assert_eq!(bf16.arguments().unwrap().join(" "), "--config gpt2-xl --dtype bf16");
         assert_eq!(bf16.bytes(), Size::Gpt2Xl.bytes() / 2);
         assert_eq!(Variant::Whole(Size::GptNeo).arguments().unwrap().join(" "), "--config gpt-neo-2.7B");
+        assert_eq!(Variant::Mixture.arguments().unwrap().join(" "), "--config benches/mixture.json --dtype bf16");
         assert_eq!(Variant::Bin(Size::Gpt2).arguments(), None);
     }
 
     #[test]
     fn sizes_are_ordered_and_named_as_on_the_command_line() {
-        assert!(Size::Gpt2 < Size::Gpt2Xl && Size::Gpt2Xl < Size::GptNeo);
+        assert!(Size::Gpt2 < Size::LlamaXl && Size::LlamaXl < Size::Gpt2Xl && Size::Gpt2Xl < Size::GptNeo);
         for size in Size::value_variants() {
             assert_eq!(size.to_possible_value().unwrap().get_name(), size.name());
             assert!(size.bytes().abs_diff(4 * size.parameters()) < size.bytes() / 100, "{}", size.name());

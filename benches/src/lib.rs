@@ -114,6 +114,10 @@ pub enum Section {
     Depth,
     /// The lens: time, memory, and from start to picture; the tuned lens
     Lens,
+    /// A Llama-shaped model as large as GPT-2 XL, in f32 and bf16, beside transformers
+    Llama,
+    /// What a run over a mixture of experts reads, beside the experts that it uses
+    Experts,
     /// The lens of the bundled model, from process start to picture
     Start,
 }
@@ -126,6 +130,9 @@ impl Section {
 
 /// Where checkpoints are made, in the workspace.
 const DEFAULT_FOLDER: &str = "target/bench";
+
+/// Bytes of a MiB.
+const MIB: f64 = 1_048_576.0;
 
 /// Tokens of the prompt, where a section does not say otherwise.
 const TOKENS: usize = 45;
@@ -304,7 +311,8 @@ impl Bench<'_> {
 
     /// The largest GPT-2 there is: most promises are about [`Size::Gpt2Xl`].
     fn largest_gpt2(&mut self) -> Option<(Size, PathBuf)> {
-        let found = self.sizes().into_iter().filter(|(size, _)| *size != Size::GptNeo).max_by_key(|(size, _)| *size);
+        let is_gpt2 = |size| matches!(size, Size::Gpt2 | Size::Gpt2Xl);
+        let found = self.sizes().into_iter().filter(|(size, _)| is_gpt2(*size)).max_by_key(|(size, _)| *size);
         if found.is_none() {
             self.note("no GPT-2 is among the sizes; some sections need one".into());
         }

@@ -1,6 +1,10 @@
 //! `synth`, and what only a checkpoint made by it can show: a tokenizer, residencies, shards.
 
-use std::{fs, path::Path};
+#[allow(dead_code)] // the program shows the names, too
+#[path = "../../examples/synth/sizes.rs"]
+mod sizes;
+
+use std::{collections::HashMap, fs, path::Path};
 
 use tokenizers::{
     Tokenizer,
@@ -159,4 +163,117 @@ fn refuses_what_it_cannot_make() {
     }
     refuse("synth", &["--config", "gpt2", "--out", &out, "--shards", "0"]);
     assert_eq!(inside(folder.path()), ["taken"]);
+}
+
+/// Billions of parameters as published: on the Hub where it counts them, otherwise in the models' papers.
+const BILLIONS: [(&str, f64); 76] = [
+    ("gpt2", 0.124),
+    ("gpt2-medium", 0.355),
+    ("gpt2-large", 0.774),
+    ("gpt2-xl", 1.558),
+    ("gpt-neo-125m", 0.125),
+    ("gpt-neo-1.3B", 1.316),
+    ("gpt-neo-2.7B", 2.651),
+    ("llama-xl", 1.540),
+    ("tinyllama-1.1b", 1.100),
+    ("llama-2-7b", 6.738),
+    ("llama-2-13b", 13.016),
+    ("llama-2-70b", 68.977),
+    ("llama-3-8b", 8.030),
+    ("llama-3-70b", 70.554),
+    ("llama-3.1-8b", 8.030),
+    ("llama-3.1-70b", 70.554),
+    ("llama-3.1-405b", 405.853),
+    ("llama-3.2-1b", 1.236),
+    ("llama-3.2-3b", 3.213),
+    ("smollm2-360m", 0.362),
+    ("smollm2-1.7b", 1.711),
+    ("mistral-7b-v0.1", 7.242),
+    ("mistral-7b-v0.3", 7.248),
+    ("qwen2-0.5b", 0.494),
+    ("qwen2-1.5b", 1.544),
+    ("qwen2-7b", 7.616),
+    ("qwen2.5-0.5b", 0.494),
+    ("qwen2.5-1.5b", 1.544),
+    ("qwen2.5-3b", 3.086),
+    ("qwen2.5-7b", 7.616),
+    ("qwen2.5-14b", 14.770),
+    ("qwen2.5-32b", 32.764),
+    ("qwen3-0.6b", 0.596),
+    ("qwen3-1.7b", 1.721),
+    ("qwen3-4b", 4.022),
+    ("qwen3-8b", 8.191),
+    ("qwen3-14b", 14.768),
+    ("qwen3-32b", 32.762),
+    ("gemma-2b", 2.506),
+    ("gemma-7b", 8.538),
+    ("gemma-2-2b", 2.614),
+    ("gemma-2-9b", 9.242),
+    ("gemma-2-27b", 27.227),
+    ("gemma-3-270m", 0.268),
+    ("gemma-3-1b", 1.000),
+    ("pythia-70m", 0.070),
+    ("pythia-160m", 0.162),
+    ("pythia-410m", 0.405),
+    ("pythia-1b", 1.012),
+    ("pythia-1.4b", 1.415),
+    ("pythia-2.8b", 2.775),
+    ("pythia-6.9b", 6.857),
+    ("pythia-12b", 11.846),
+    ("gpt-neox-20b", 20.555),
+    ("gpt-j-6b", 6.051),
+    ("opt-125m", 0.125),
+    ("opt-350m", 0.331),
+    ("opt-1.3b", 1.316),
+    ("opt-2.7b", 2.652),
+    ("opt-6.7b", 6.658),
+    ("opt-13b", 12.853),
+    ("opt-30b", 29.975),
+    ("opt-66b", 65.720),
+    ("phi-1", 1.418),
+    ("phi-1.5", 1.418),
+    ("phi-2", 2.780),
+    ("phi-3-mini-4k", 3.821),
+    ("phi-4", 14.660),
+    ("olmo-2-1b", 1.485),
+    ("olmo-2-7b", 7.299),
+    ("olmo-2-13b", 13.716),
+    ("olmo-2-32b", 32.234),
+    ("mixtral-8x7b", 46.703),
+    ("mixtral-8x22b", 140.630),
+    ("qwen3-30b-a3b", 30.532),
+    ("qwen3-235b-a22b", 235.094),
+];
+
+#[test]
+fn every_known_size_is_a_model_as_large_as_published() {
+    let published = HashMap::from(BILLIONS);
+    let mut found = Vec::new();
+    for family in sizes::all().unwrap() {
+        for size in &family.sizes {
+            let text = sizes::config(&size.name.to_uppercase()).unwrap().expect(&size.name).to_string();
+            let config = Config::from_json(&text).unwrap_or_else(|error| panic!("{}: {error}", size.name));
+            config.check().unwrap();
+            let shapes = Model::tensor_shapes(&config).unwrap();
+            let billions = shapes.iter().map(|(_, shape)| shape.iter().product::<i64>()).sum::<i64>() as f64 / 1e9;
+            let expected = published[size.name.as_str()];
+            assert!((billions - expected).abs() < 0.0006, "{}: {billions}, published {expected}", size.name);
+            assert!(size.hub.as_ref().is_none_or(|hub| hub.split('/').count() == 2), "{}", size.name);
+            found.push(size.name.clone());
+        }
+    }
+    assert_eq!(found, BILLIONS.map(|(name, _)| name));
+}
+
+#[test]
+fn the_known_sizes_are_listed() {
+    let list = succeed("synth", &["--list"]);
+    assert_eq!(list.lines().count(), BILLIONS.len());
+    let line = list.lines().find(|line| line.starts_with("llama-3.2-1b ")).unwrap();
+    assert!(line.contains("1.236 billion") && line.ends_with("meta-llama/Llama-3.2-1B"), "{line}");
+    let help = succeed("synth", &["--help"]);
+    assert!(help.lines().all(|line| line.len() <= 140), "{help}");
+    assert!(BILLIONS.iter().all(|(name, _)| help.contains(name)));
+    refuse("synth", &["--list", "--out", "nowhere"]);
+    refuse("synth", &["--config", "gpt2"]);
 }

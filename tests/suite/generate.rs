@@ -40,11 +40,11 @@ fn greedy_is_hugging_face_s_token_for_token() {
     let mut compared = 0;
     for case in cases() {
         let settings = &case.json["generate"];
-        let options = |end_tokens: Vec<i64>| GenerateOptions {
-            max_new_tokens: settings["max_new_tokens"].as_u64().unwrap() as usize,
-            pad_token: settings["pad_id"].as_i64(),
-            end_tokens: Some(end_tokens),
-            ..GenerateOptions::default()
+        let options = |end_tokens: Vec<i64>| {
+            GenerateOptions::default()
+                .max_new_tokens(settings["max_new_tokens"].as_u64().unwrap() as usize)
+                .pad_token(settings["pad_id"].as_i64())
+                .end_tokens(Some(end_tokens))
         };
         for residency in [Residency::Auto, Residency::Resident, Residency::Streamed] {
             let dtype = DtypeChoice::Fixed(Dtype::F32);
@@ -75,13 +75,8 @@ fn tiny() -> Model {
 }
 
 fn sampled(seed: u64) -> GenerateOptions {
-    let sampling = Sampling { temperature: 1.5, top_k: Some(30), top_p: Some(0.98), seed };
-    GenerateOptions {
-        sampling: Some(sampling),
-        max_new_tokens: 12,
-        end_tokens: Some(vec![]),
-        ..GenerateOptions::default()
-    }
+    let sampling = Sampling::default().temperature(1.5).top_k(Some(30)).top_p(Some(0.98)).seed(seed);
+    GenerateOptions::default().sampling(Some(sampling)).max_new_tokens(12).end_tokens(Some(vec![]))
 }
 
 #[test]
@@ -98,13 +93,11 @@ fn the_same_seed_gives_the_same_tokens_whatever_libtorch_s_generator_does() {
 fn a_row_is_continued_in_a_batch_as_it_is_alone() {
     let model = tiny();
     let prompts = [vec![1, 2, 3, 4, 5], vec![7], vec![9, 8]];
-    let greedy = GenerateOptions {
-        repetition_penalty: 1.3,
-        max_new_tokens: 12,
+    let greedy = GenerateOptions::default()
+        .repetition_penalty(1.3)
+        .max_new_tokens(12)
         // Also the padding: it must not count as seen.
-        pad_token: Some(0),
-        ..GenerateOptions::default()
-    };
+        .pad_token(Some(0));
     let batch = run(&model, &prompts, &greedy);
     for (row, prompt) in batch.rows.iter().zip(&prompts) {
         assert_eq!(*row, run(&model, std::slice::from_ref(prompt), &greedy).rows[0]);
@@ -117,18 +110,18 @@ fn a_row_is_continued_in_a_batch_as_it_is_alone() {
 fn top_k_of_one_and_a_tiny_top_p_are_greedy() {
     let model = tiny();
     let prompts = [vec![1, 2, 3]];
-    let options = |sampling| GenerateOptions { sampling, max_new_tokens: 12, ..GenerateOptions::default() };
+    let options = |sampling| GenerateOptions::default().sampling(sampling).max_new_tokens(12);
     let greedy = run(&model, &prompts, &options(None));
-    let top_k = Sampling { top_k: Some(1), ..Sampling::default() };
-    let top_p = Sampling { top_p: Some(1e-9), ..Sampling::default() };
+    let top_k = Sampling::default().top_k(Some(1));
+    let top_p = Sampling::default().top_p(Some(1e-9));
     assert_eq!(greedy, run(&model, &prompts, &options(Some(top_k))));
     assert_eq!(greedy, run(&model, &prompts, &options(Some(top_p))));
 }
 
 #[test]
 fn a_strong_repetition_penalty_repeats_nothing() {
-    let options = GenerateOptions { repetition_penalty: 1e4, max_new_tokens: 15, ..GenerateOptions::default() };
-    let found = run(&tiny(), &[vec![1, 2, 3]], &GenerateOptions { end_tokens: Some(vec![]), ..options });
+    let options = GenerateOptions::default().repetition_penalty(1e4).max_new_tokens(15);
+    let found = run(&tiny(), &[vec![1, 2, 3]], &options.end_tokens(Some(vec![])));
     let mut tokens = found.rows[0].tokens.clone();
     tokens.sort_unstable();
     tokens.dedup();
@@ -138,11 +131,11 @@ fn a_strong_repetition_penalty_repeats_nothing() {
 #[test]
 fn a_full_context_ends_the_text_and_says_so() {
     let model = tiny();
-    let options = GenerateOptions { max_new_tokens: 100, end_tokens: Some(vec![]), ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_new_tokens(100).end_tokens(Some(vec![]));
     let found = run(&model, &[vec![1; 20]], &options);
     // 24 positions can be read; the last of them still predicts a token.
     assert_eq!((found.rows[0].tokens.len(), found.rows[0].ending), (25, Ending::ContextFull));
-    let exactly = run(&model, &[vec![1; 20]], &GenerateOptions { max_new_tokens: 5, ..options.clone() });
+    let exactly = run(&model, &[vec![1; 20]], &options.clone().max_new_tokens(5));
     assert_eq!(exactly.rows[0].ending, Ending::MaxNewTokens);
     let too_long = generate(&model, &[vec![1; 25]], &options, quiet);
     assert!(matches!(too_long, Err(Error::TooManyPositions { found: 25, limit: 24 })), "{too_long:?}");
@@ -152,7 +145,7 @@ fn a_full_context_ends_the_text_and_says_so() {
 fn tokens_are_told_as_they_come_and_the_callback_can_stop() {
     let model = tiny();
     let mut seen = Vec::new();
-    let options = GenerateOptions { end_tokens: Some(vec![]), ..sampled(2) };
+    let options = sampled(2).end_tokens(Some(vec![]));
     let found = generate(&model, &[vec![1], vec![2, 3]], &options, |token| {
         seen.push(token);
         if token.step == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -171,7 +164,7 @@ fn rows_end_at_their_own_end_token() {
     let prompts = [vec![1, 2], vec![3]];
     let free = run(&model, &prompts, &sampled(4));
     let end = free.rows[0].new_tokens()[2];
-    let found = run(&model, &prompts, &GenerateOptions { end_tokens: Some(vec![end]), ..sampled(4) });
+    let found = run(&model, &prompts, &sampled(4).end_tokens(Some(vec![end])));
     let first = free.rows[0].new_tokens().iter().position(|&id| id == end).unwrap();
     assert_eq!(found.rows[0].ending, Ending::EndToken(end));
     assert_eq!(found.rows[0].new_tokens(), &free.rows[0].new_tokens()[..=first]);
@@ -189,15 +182,15 @@ fn bad_requests_are_errors_and_leave_the_model_usable() {
     assert!(matches!(fails(&[vec![1], vec![]], &good), Error::EmptyInput));
     assert!(matches!(fails(&[vec![1, 40]], &good), Error::TokenOutOfRange { id: 40, .. }));
     let bad = [
-        GenerateOptions { repetition_penalty: 0.0, ..good.clone() },
-        GenerateOptions { pad_token: Some(40), ..good.clone() },
-        GenerateOptions { sampling: Some(Sampling { temperature: 0.0, ..Sampling::default() }), ..good.clone() },
+        good.clone().repetition_penalty(0.0),
+        good.clone().pad_token(Some(40)),
+        good.clone().sampling(Some(Sampling::default().temperature(0.0))),
     ];
     for options in bad {
         assert!(matches!(fails(&[vec![1]], &options), Error::Setting { .. }), "{options:?}");
     }
-    assert_eq!(run(&model, &[vec![1]], &GenerateOptions { max_new_tokens: 0, ..good.clone() }).rows[0].tokens, [1]);
-    assert_eq!(run(&model, &[vec![1]], &GenerateOptions { end_tokens: Some(vec![]), ..good }).rows[0].tokens.len(), 21);
+    assert_eq!(run(&model, &[vec![1]], &good.clone().max_new_tokens(0)).rows[0].tokens, [1]);
+    assert_eq!(run(&model, &[vec![1]], &good.end_tokens(Some(vec![]))).rows[0].tokens.len(), 21);
 }
 
 #[test]

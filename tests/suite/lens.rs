@@ -20,7 +20,7 @@ fn all_measures() -> Vec<Measure> {
 /// The golden rows: with those between the halves, where there are any.
 fn subblocks(model: &Model) -> RowOptions {
     let parallel = model.architecture().layers.iter().any(|layer| layer.residual == Residual::Parallel);
-    RowOptions { subblocks: !parallel, ..RowOptions::default() }
+    RowOptions::default().subblocks(!parallel)
 }
 
 fn table(model: &Model, ids: &[i64], options: LensOptions) -> Table {
@@ -86,12 +86,10 @@ fn every_measure_equals_its_definition() {
             let model = model(&case, residency);
             for variant in ["lens", "lens_block", "lens_mlp"] {
                 let Some(settings) = case.json["lens"].get(variant) else { continue };
-                let options = LensOptions {
-                    measures: all_measures(),
-                    rows: subblocks(&model),
-                    decoder: strings(&settings["decoder"]),
-                    ..LensOptions::default()
-                };
+                let options = LensOptions::default()
+                    .measures(all_measures())
+                    .rows(subblocks(&model))
+                    .decoder(strings(&settings["decoder"]));
                 compare(&case, variant, &table(&model, &ids, options));
             }
         }
@@ -102,8 +100,7 @@ fn every_measure_equals_its_definition() {
 fn little_memory_gives_the_same() {
     for case in cases().into_iter().filter(|case| case.json["lens"].get("lens").is_some()) {
         let model = model(&case, Residency::Auto);
-        let options =
-            LensOptions { measures: all_measures(), rows: subblocks(&model), memory: 1, ..LensOptions::default() };
+        let options = LensOptions::default().measures(all_measures()).rows(subblocks(&model)).memory(1);
         compare(&case, "lens", &table(&model, &case.ids("single").remove(0), options));
     }
 }
@@ -113,12 +110,7 @@ fn clipping_gives_what_transformer_utils_gives() {
     for case in cases().into_iter().filter(|case| case.json["lens"].get("lens").is_some()) {
         let model = model(&case, Residency::Auto);
         let clip = 1.0 / (10.0 * model.architecture().vocabulary as f64);
-        let options = LensOptions {
-            measures: vec![Measure::Kl],
-            rows: subblocks(&model),
-            kl_clip: Some(clip),
-            ..LensOptions::default()
-        };
+        let options = LensOptions::default().measures([Measure::Kl]).rows(subblocks(&model)).kl_clip(Some(clip));
         let table = table(&model, &case.ids("single").remove(0), options);
         let expected = numbers(&case.expected["lens/kl_clipped"]);
         let found: Vec<f64> = table.rows.iter().flat_map(|row| row.values[&Measure::Kl].clone()).collect();
@@ -140,12 +132,8 @@ fn positions_choose_columns_and_change_nothing_else() {
     let (_, model, ids) = first();
     for decoder in [vec!["final_layernorm", "lm_head"], vec!["h.2", "final_layernorm", "lm_head"]] {
         let decoder: Vec<String> = decoder.into_iter().map(str::to_owned).collect();
-        let options = |positions| LensOptions {
-            measures: all_measures(),
-            positions,
-            decoder: decoder.clone(),
-            top_k: 3,
-            ..LensOptions::default()
+        let options = |positions| {
+            LensOptions::default().measures(all_measures()).positions(positions).decoder(decoder.clone()).top_k(3)
         };
         let (whole, part) = (table(&model, &ids, options(None)), table(&model, &ids, options(Some(2..5))));
         assert_eq!(part.positions, [2, 3, 4]);
@@ -173,20 +161,17 @@ fn a_batch_gives_the_tables_of_its_prompts() {
         [vec!["final_layernorm", "lm_head"], vec!["h.2", "ln_f", "lm_head"], vec!["h.2.mlp", "ln_f", "lm_head"]]
     {
         for memory in [1, 256 << 20] {
-            let options = LensOptions {
-                measures: [all_measures(), vec![Measure::CrossEntropy]].concat(),
-                decoder: decoder.iter().map(|&name| name.to_owned()).collect(),
-                top_k: 2,
-                tracked: vec![("x".into(), 3)],
-                memory,
-                ..LensOptions::default()
-            };
+            let options = LensOptions::default()
+                .measures([all_measures(), vec![Measure::CrossEntropy]].concat())
+                .decoder(decoder.iter().copied())
+                .top_k(2)
+                .tracked(vec![("x".into(), 3)])
+                .memory(memory);
             let lens = Lens::new(&model, options.clone()).unwrap();
             let together = lens.tables("golden", &prompts, |id| format!("<{id}>")).unwrap();
             assert_eq!(together.len(), prompts.len());
             for (prompt, batched) in prompts.iter().zip(&together) {
-                let alone =
-                    table(&model, &prompt.ids, LensOptions { positions: prompt.positions.clone(), ..options.clone() });
+                let alone = table(&model, &prompt.ids, options.clone().positions(prompt.positions.clone()));
                 assert_eq!((&batched.tokens, &batched.positions), (&alone.tokens, &alone.positions));
                 for (batched, alone) in batched.rows.iter().zip(&alone.rows) {
                     assert_eq!((&batched.name, &batched.top1), (&alone.name, &alone.top1));
@@ -209,7 +194,7 @@ fn a_batch_gives_the_tables_of_its_prompts() {
 fn the_likeliest_tokens_are_in_order_and_begin_with_the_likeliest() {
     let (_, model, ids) = first();
     for memory in [1, 256 << 20] {
-        let table = table(&model, &ids, LensOptions { top_k: 5, memory, ..LensOptions::default() });
+        let table = table(&model, &ids, LensOptions::default().top_k(5).memory(memory));
         for row in &table.rows {
             for (cell, &top1) in row.top_k.as_ref().unwrap().iter().zip(&row.top1) {
                 assert_eq!((cell.len(), cell[0].id), (5, top1));
@@ -223,12 +208,8 @@ fn the_likeliest_tokens_are_in_order_and_begin_with_the_likeliest() {
 fn a_tracked_token_and_the_next_one_agree_with_the_whole_distribution() {
     let (_, model, ids) = first();
     let vocabulary = model.architecture().vocabulary as usize;
-    let options = LensOptions {
-        measures: vec![Measure::CrossEntropy],
-        tracked: vec![(" Paris".into(), 7)],
-        top_k: vocabulary,
-        ..LensOptions::default()
-    };
+    let options =
+        LensOptions::default().measures([Measure::CrossEntropy]).tracked(vec![(" Paris".into(), 7)]).top_k(vocabulary);
     let table = table(&model, &ids, options);
     for row in &table.rows {
         for (column, cell) in row.top_k.as_ref().unwrap().iter().enumerate() {
@@ -252,16 +233,15 @@ fn a_tracked_token_and_the_next_one_agree_with_the_whole_distribution() {
 fn rows_follow_make_layer_names() {
     let (_, model, _) = first();
     let names = |rows: RowOptions, decoder: &[&str]| -> Vec<String> {
-        let decoder = decoder.iter().map(|&name| name.to_owned()).collect();
-        let options = LensOptions { rows, decoder, ..LensOptions::default() };
+        let options = LensOptions::default().rows(rows).decoder(decoder.iter().copied());
         Lens::new(&model, options).unwrap().row_names().map(str::to_owned).collect()
     };
     let tail = ["final_layernorm", "lm_head"];
-    let by_two = RowOptions { block_step: 2, ..RowOptions::default() };
+    let by_two = RowOptions::default().block_step(2);
     assert_eq!(names(by_two.clone(), &tail), ["input", "h.0", "h.2"]);
-    let by_three = RowOptions { block_step: 3, subblocks: true, ..RowOptions::default() };
+    let by_three = RowOptions::default().block_step(3).subblocks(true);
     assert_eq!(names(by_three.clone(), &tail), ["input", "h.0.attn", "h.0", "h.2.attn", "h.2"]);
-    let kept = RowOptions { force_output: false, input: false, ..by_three };
+    let kept = by_three.force_output(false).input(false);
     assert_eq!(names(kept, &tail), ["h.0.attn", "h.0"]);
     assert_eq!(names(by_two, &["h.2", "final_layernorm", "lm_head"]), ["input", "h.0"]);
     assert_eq!(
@@ -278,10 +258,7 @@ fn what_cannot_be_shown_is_refused() {
         let error = lens.and_then(|lens| lens.table("golden", &ids, |id| id.to_string())).unwrap_err();
         error.to_string()
     };
-    let decoder = |names: &[&str]| LensOptions {
-        decoder: names.iter().map(|&name| name.to_owned()).collect(),
-        ..LensOptions::default()
-    };
+    let decoder = |names: &[&str]| LensOptions::default().decoder(names.iter().copied());
     assert!(refuse(decoder(&["h.9", "ln_f", "lm_head"])).contains("h.9"));
     assert!(refuse(decoder(&["h.2", "h.1", "ln_f", "lm_head"])).contains("out of order"));
     assert!(refuse(decoder(&["h.2", "h.2.mlp", "ln_f", "lm_head"])).contains("out of order"));
@@ -289,12 +266,12 @@ fn what_cannot_be_shown_is_refused() {
     assert!(refuse(decoder(&["h.2"])).contains("ends with"));
     assert!(refuse(decoder(&[])).contains("ends with"));
     assert!(refuse(decoder(&["h.2.ln_1", "ln_f", "lm_head"])).contains("h.47.mlp"));
-    let positions = LensOptions { positions: Some(3..400), ..LensOptions::default() };
+    let positions = LensOptions::default().positions(Some(3..400));
     assert!(refuse(positions).contains("3..400"));
-    assert!(refuse(LensOptions { measures: Vec::new(), ..LensOptions::default() }).contains("measure"));
-    let step = RowOptions { block_step: 0, ..RowOptions::default() };
-    assert!(refuse(LensOptions { rows: step, ..LensOptions::default() }).contains("step"));
-    assert!(refuse(LensOptions { tracked: vec![("x".into(), 1 << 40)], ..LensOptions::default() }).contains("tracked"));
+    assert!(refuse(LensOptions::default().measures(Vec::new())).contains("measure"));
+    let step = RowOptions::default().block_step(0);
+    assert!(refuse(LensOptions::default().rows(step)).contains("step"));
+    assert!(refuse(LensOptions::default().tracked(vec![("x".into(), 1 << 40)])).contains("tracked"));
 }
 
 #[test]
@@ -311,7 +288,7 @@ fn streamed_weights_are_read_once_however_many_stacks_there_are() {
         let tuned = TunedLens::identity(TunedLensConfig::of("golden", &model).unwrap(), Device::Cpu).unwrap();
         for translators in [None, Some(&tuned)] {
             // With so little memory each position is a stack of its own.
-            let options = LensOptions { measures: all_measures(), memory: 1, ..LensOptions::default() };
+            let options = LensOptions::default().measures(all_measures()).memory(1);
             let mut lens = Lens::new(&model, options).unwrap();
             if let Some(translators) = translators {
                 // What tells models apart is a few rows of the unembedding, not all of it.
@@ -338,7 +315,7 @@ fn the_last_row_is_the_models_own_output_in_every_dtype() {
             let model = case.model(&LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() });
             let ids = case.ids("single").remove(0);
             // A last row further away than rounding explains would be an error.
-            let options = LensOptions { measures: vec![Measure::Logits, Measure::Ranks], ..LensOptions::default() };
+            let options = LensOptions::default().measures([Measure::Logits, Measure::Ranks]);
             let table = table(&model, &ids, options);
             let last = table.rows.last().unwrap();
             let logits = model.forward(&Input::from_rows(&[ids]).unwrap(), &mut NoObserver).unwrap().logits.unwrap();

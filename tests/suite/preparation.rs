@@ -95,7 +95,7 @@ fn a_lens_gives_the_same_bits_with_and_without_the_race() {
         let config = r#"{"model_type": "gpt_neo", "num_layers": 4, "num_heads": 4, "hidden_size": 40, "vocab_size": 199,
             "max_position_embeddings": 64, "attention_types": [[["global", "local"], 2]]}"#;
         let model = Model::random(Config::from_json(config).unwrap(), 3).unwrap();
-        let options = LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() };
+        let options = LensOptions::default().measures([Measure::Kl]);
         let ids: Vec<i64> = (0..40).map(|position| (37 * position + 11) % 199).collect();
         // The fault can be large enough for the lens to notice, and that is an answer too.
         match Lens::new(&model, options).unwrap().table("tiny", &ids, |id| id.to_string()) {

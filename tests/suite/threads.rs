@@ -28,7 +28,7 @@ fn work(model: &Model, thread: i64) -> (Vec<Tensor>, Vec<i64>) {
         let output = partial_forward(model, names, &Input::from_rows(&[&row[..length]]).unwrap()).unwrap();
         tensors.extend(output.into_tensors().into_iter().map(|(_, tensor)| tensor));
     }
-    let options = GenerateOptions { max_new_tokens: 3, end_tokens: Some(vec![]), ..GenerateOptions::default() };
+    let options = GenerateOptions::default().max_new_tokens(3).end_tokens(Some(vec![]));
     let generated = generate(model, &[row[..4].to_vec()], &options, |_| ControlFlow::Continue(())).unwrap();
     (tensors, generated.rows[0].tokens.clone())
 }

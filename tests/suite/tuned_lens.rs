@@ -34,34 +34,53 @@ fn table(lens: &Lens, ids: &[i64]) -> Table {
     lens.table("test", ids, |id| id.to_string()).unwrap()
 }
 
+/// The cases that have a folder of the tuned-lens package's.
+const FOREIGN: [&str; 6] =
+    ["gpt2_plain", "gpt_neox_parallel", "gptj_full", "llama_one_kv_head", "llama_rope_linear", "opt_plain"];
+
 #[test]
 fn a_published_lens_gives_what_the_tuned_lens_package_gives() {
-    let (case, model) = plain();
-    let folder = root().join("tests/golden/tuned_lens");
-    let tuned = tuned_lens::open(&folder).unwrap();
-    let expected = support::tensors(&folder.join("expected.safetensors"));
-    let vocabulary = model.architecture().vocabulary as usize;
-    let options = LensOptions { measures: vec![Measure::Logits], top_k: vocabulary, ..LensOptions::default() };
-    let table = table(&Lens::new(&model, options).unwrap().tuned(&tuned).unwrap(), &case.ids("single")[0]);
-    assert_eq!(table.rows.len(), tuned.layers() + 1);
-    for (layer, row) in table.rows.iter().take(tuned.layers()).enumerate() {
-        let probabilities = expected[&format!("logits/{layer}")].softmax(-1, Kind::Double);
-        for (position, cell) in row.top_k.as_ref().unwrap().iter().enumerate() {
-            for entry in cell {
-                let expected = probabilities.double_value(&[position as i64, entry.id]);
-                assert!((entry.prob - expected).abs() < 1e-5, "{} {position}: {} {expected}", row.name, entry.prob);
+    let cases = cases();
+    for name in FOREIGN {
+        let Some(case) = cases.iter().find(|case| case.name == name) else { continue };
+        let model = case.model(&f32_options());
+        let folder = root().join("tests/golden/tuned_lens").join(name);
+        let tuned = tuned_lens::open(&folder).unwrap();
+        assert_eq!(tuned.config().base_model_name_or_path, name);
+        let expected = support::tensors(&folder.join("expected.safetensors"));
+        let vocabulary = model.architecture().vocabulary as usize;
+        let measures = vec![Measure::Logits, Measure::Kl];
+        let options = LensOptions::default().measures(measures).top_k(vocabulary);
+        let ids = &case.ids("single")[0];
+        let table = table(&Lens::new(&model, options).unwrap().tuned(&tuned).unwrap(), ids);
+        assert_eq!(table.rows.len(), tuned.layers() + 1, "{name}");
+        for (layer, row) in table.rows.iter().take(tuned.layers()).enumerate() {
+            let probabilities = expected[&format!("logits/{layer}")].softmax(-1, Kind::Double);
+            for (position, cell) in row.top_k.as_ref().unwrap().iter().enumerate() {
+                assert_eq!(cell.len(), vocabulary);
+                for entry in cell {
+                    let expected = probabilities.double_value(&[position as i64, entry.id]);
+                    let found = entry.prob;
+                    assert!((found - expected).abs() < 1e-5, "{name} {} {position}: {found} {expected}", row.name);
+                }
+            }
+            let divergences = &expected[&format!("kl/{layer}")];
+            for (position, &found) in row.values[&Measure::Kl].iter().enumerate() {
+                let expected = divergences.double_value(&[position as i64]);
+                assert!((found - expected).abs() < 2e-5, "{name} {} {position}: KL {found} {expected}", row.name);
             }
         }
+        // Without its translators, the lens gives other rows.
+        let plain = LensOptions::default().measures([Measure::Kl]);
+        let logit = self::table(&Lens::new(&model, plain).unwrap(), ids);
+        assert_ne!(logit.rows[0].values[&Measure::Kl], table.rows[0].values[&Measure::Kl], "{name}");
     }
 }
 
 #[test]
 fn translators_of_zeros_are_the_logit_lens() {
     let (case, model) = plain();
-    let options = || LensOptions {
-        measures: vec![Measure::Logits, Measure::Kl, Measure::Ranks, Measure::Entropy],
-        ..LensOptions::default()
-    };
+    let options = || LensOptions::default().measures([Measure::Logits, Measure::Kl, Measure::Ranks, Measure::Entropy]);
     let ids = &case.ids("single")[0];
     let zeros = identity(&model);
     let tuned = table(&Lens::new(&model, options()).unwrap().tuned(&zeros).unwrap(), ids);
@@ -106,11 +125,11 @@ fn translators_of_another_model_are_refused() {
     // The same sizes, other weights: the hash of the unembedding tells them apart.
     assert!(refuse(&lens, &random(2, 8, 1), LensOptions::default()).contains("hash"));
     // Rows and decoders that no translator fits.
-    let subblocks = RowOptions { subblocks: true, ..RowOptions::default() };
-    let error = refuse(&lens, &own, LensOptions { rows: subblocks, ..LensOptions::default() });
+    let subblocks = RowOptions::default().subblocks(true);
+    let error = refuse(&lens, &own, LensOptions::default().rows(subblocks));
     assert!(error.contains("h.0.attn"), "{error}");
-    let decoder = ["h.1", "final_layernorm", "lm_head"].map(str::to_owned).into();
-    assert!(refuse(&lens, &own, LensOptions { decoder, ..LensOptions::default() }).contains("decoder"));
+    let decoder = ["h.1", "final_layernorm", "lm_head"];
+    assert!(refuse(&lens, &own, LensOptions::default().decoder(decoder)).contains("decoder"));
 }
 
 #[test]
@@ -194,7 +213,7 @@ fn divergences(name: &str) -> (HashMap<String, f64>, HashMap<String, f64>) {
         }
         sums
     };
-    let lens = || Lens::new(&model, LensOptions { measures: vec![Measure::Kl], ..LensOptions::default() }).unwrap();
+    let lens = || Lens::new(&model, LensOptions::default().measures([Measure::Kl])).unwrap();
     (sum(&lens()), sum(&lens().tuned(&tuned).unwrap()))
 }
 

@@ -121,9 +121,9 @@ fn hash(work: Work) -> Result<String> {
     let ids: Vec<i64> = (0..40).map(|position| (37 * position + 11) % 199).collect();
     match work {
         Work::Lens => {
-            let rows = RowOptions { subblocks: true, ..RowOptions::default() };
+            let rows = RowOptions::default().subblocks(true);
             let measures = vec![Measure::Kl, Measure::Entropy, Measure::Ranks];
-            let options = LensOptions { measures, rows, ..LensOptions::default() };
+            let options = LensOptions::default().measures(measures).rows(rows);
             for model in [small()?, bundled()?] {
                 hash.update(Lens::new(&model, options.clone())?.table("model", &ids, |id| id.to_string())?.to_json()?);
             }
@@ -135,13 +135,9 @@ fn hash(work: Work) -> Result<String> {
             }
         }
         Work::Generation => {
-            for sampling in [None, Some(Sampling { temperature: 1.5, ..Sampling::default() })] {
+            for sampling in [None, Some(Sampling::default().temperature(1.5))] {
                 for model in [small()?, bundled()?] {
-                    let options = GenerateOptions {
-                        sampling: sampling.clone(),
-                        max_new_tokens: 24,
-                        ..GenerateOptions::default()
-                    };
+                    let options = GenerateOptions::default().sampling(sampling.clone()).max_new_tokens(24);
                     let rows = [ids.clone(), ids[..30].to_vec()];
                     let generated = models::generate(&model, &rows, &options, |_| std::ops::ControlFlow::Continue(()))?;
                     for row in generated.rows {
@@ -154,7 +150,7 @@ fn hash(work: Work) -> Result<String> {
             let model = bundled()?;
             let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/tiny-gpt2/tuned-lens");
             let tuned = tuned_lens::open(folder)?;
-            let options = LensOptions { measures: vec![Measure::Kl, Measure::Probs], ..LensOptions::default() };
+            let options = LensOptions::default().measures([Measure::Kl, Measure::Probs]);
             let lens = Lens::new(&model, options)?.tuned(&tuned)?;
             hash.update(lens.table("model", &ids, |id| id.to_string())?.to_json()?);
         }

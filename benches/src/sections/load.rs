@@ -60,7 +60,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 }
 
 /// Seconds until every tensor is there, and the private memory in MiB that it took.
-fn opened(bench: &Bench, call: &Call) -> Result<(f64, Option<f64>)> {
+pub(super) fn opened(bench: &Bench, call: &Call) -> Result<(f64, Option<f64>)> {
     let (_, report) = bench.reported(call, Call::run)?;
     let milliseconds = number(&report, "load_ms")? + number(&report, "place_ms")?;
     Ok((milliseconds / 1e3, report["private_mib"].as_f64()))

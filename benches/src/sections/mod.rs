@@ -2,9 +2,11 @@
 
 mod convert;
 mod depth;
+mod experts;
 mod forward;
 mod generate;
 mod lens;
+mod llama;
 mod load;
 mod partial;
 mod same;
@@ -30,6 +32,8 @@ pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
         Section::Start => start::run(bench),
         Section::Partial => partial::run(bench),
         Section::Lens => lens::run(bench),
+        Section::Llama => llama::run(bench),
+        Section::Experts => experts::run(bench),
     }
 }
 

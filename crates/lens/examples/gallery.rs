@@ -87,14 +87,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(folder.join(format!("compare-{index}.png")), page)?;
     }
     fs::write(folder.join("compare.html"), html::page(&comparison, &Style::default())?)?;
-    let style = TerminalStyle { width: 120, color: ColorDepth::TrueColor, ..TerminalStyle::default() };
+    let style = TerminalStyle::default().width(120).color(ColorDepth::TrueColor);
     fs::write(folder.join("compare.ansi"), terminal::render(&comparison, &Measure::Probs, &style)?)?;
     Ok(())
 }
 
 fn write(folder: &Path, name: &str, table: &Table) -> Result<(), Box<dyn Error>> {
     for dark in [false, true] {
-        let style = Style { dark, top_down: dark, ..Style::default() };
+        let style = Style::default().dark(dark).top_down(dark);
         let shade = if dark { "dark" } else { "light" };
         for (index, page) in picture::png(table, &MEASURES[..1], &style)?.iter().enumerate() {
             fs::write(folder.join(format!("{name}-{shade}-{index}.png")), page)?;
@@ -109,7 +109,7 @@ fn write(folder: &Path, name: &str, table: &Table) -> Result<(), Box<dyn Error>>
     for (depth, suffix) in
         [(ColorDepth::None, "txt"), (ColorDepth::Ansi256, "256.ansi"), (ColorDepth::TrueColor, "ansi")]
     {
-        let style = TerminalStyle { width: 120, color: depth, ..TerminalStyle::default() };
+        let style = TerminalStyle::default().width(120).color(depth);
         fs::write(folder.join(format!("{name}.{suffix}")), terminal::render(table, &Measure::Probs, &style)?)?;
     }
     fs::write(folder.join(format!("{name}.html")), html::page(table, &Style::default())?)?;

@@ -6,51 +6,14 @@ use models::{Model, Site};
 use tch::Kind;
 
 use crate::{
-    Error, Measure, Row, RowOptions, Table, Token, TopK, TunedLens,
-    decoder::{DEFAULT_DECODER, Decoder},
+    Error, LensOptions, Measure, Row, Table, Token, TopK, TunedLens,
+    decoder::Decoder,
     error::Result,
     rows::RowPlan,
     streams::{Chosen, RowStreams},
     table::TUNED,
     unembed::{self, Measured, Wanted},
 };
-
-/// What a lens shows and how.
-#[derive(Clone, Debug)]
-pub struct LensOptions {
-    /// What is measured; for tracked tokens see [`LensOptions::tracked`].
-    pub measures: Vec<Measure>,
-    /// The positions that are decoded; all of them by default. The model always sees the whole prompt.
-    pub positions: Option<Range<usize>>,
-    /// Which places become rows.
-    pub rows: RowOptions,
-    /// What turns a stream into logits: blocks or halves of blocks, then `final_layernorm` and `lm_head`.
-    pub decoder: Vec<String>,
-    /// How many of the likeliest tokens are kept for each cell.
-    pub top_k: usize,
-    /// Tokens by text and id whose probability and rank are measured in every cell.
-    pub tracked: Vec<(String, i64)>,
-    /// Probabilities below this count as this in `kl`, as in transformer-utils, which takes 1 / (10 x vocabulary). By
-    /// default the divergence is exact.
-    pub kl_clip: Option<f64>,
-    /// Bytes that temporary results may take.
-    pub memory: u64,
-}
-
-impl Default for LensOptions {
-    fn default() -> Self {
-        Self {
-            measures: vec![Measure::Probs],
-            positions: None,
-            rows: RowOptions::default(),
-            decoder: DEFAULT_DECODER.map(str::to_owned).into(),
-            top_k: 0,
-            tracked: Vec::new(),
-            kl_clip: None,
-            memory: 256 << 20,
-        }
-    }
-}
 
 /// One prompt of a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -14,7 +14,7 @@
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let config = Config::from_json(r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#)?;
 //! let model = Model::random(config, 0)?;
-//! let options = LensOptions { measures: vec![Measure::Probs, Measure::Kl], ..LensOptions::default() };
+//! let options = LensOptions::default().measures([Measure::Probs, Measure::Kl]);
 //! let table = Lens::new(&model, options)?.table("random", &[1, 2, 3], |id| format!("<{id}>"))?;
 //! assert_eq!(table.rows.len(), 3); // input, h.0, h.1
 //! assert!(table.rows[2].values[&Measure::Kl][0] < 1e-5); // the last row is the model's own output
@@ -34,6 +34,7 @@ pub mod html;
 mod lens;
 mod measure;
 mod measure_name;
+mod options;
 #[cfg(feature = "plot")]
 pub mod picture;
 mod rows;
@@ -57,8 +58,9 @@ pub use crate::{
     compare::{Comparison, compare},
     decoder::DEFAULT_DECODER,
     error::{Error, Result},
-    lens::{Lens, LensOptions, Prompt},
+    lens::{Lens, Prompt},
     measure::Measure,
+    options::LensOptions,
     rows::RowOptions,
     schema::SCHEMA,
     table::{Prediction, Row, TUNED, Table, Token, TopK},

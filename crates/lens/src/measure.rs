@@ -12,6 +12,7 @@ use crate::token_text::display_token;
 /// `--measure` takes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(into = "String")]
+#[non_exhaustive]
 pub enum Measure {
     /// `logits`: the score the row gives the model's own final top-1 token.
     Logits,

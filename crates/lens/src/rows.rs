@@ -10,6 +10,7 @@ use crate::{
 
 /// Which places become rows, as `make_layer_names` of transformer-utils has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct RowOptions {
     /// Every how many blocks there is a row.
     pub block_step: usize,
@@ -26,6 +27,38 @@ pub struct RowOptions {
 impl Default for RowOptions {
     fn default() -> Self {
         Self { block_step: 1, input: true, force_output: true, subblocks: false, contributions: false }
+    }
+}
+
+impl RowOptions {
+    /// With another choice of [`RowOptions::block_step`].
+    pub fn block_step(mut self, block_step: usize) -> Self {
+        self.block_step = block_step;
+        self
+    }
+
+    /// With another choice of [`RowOptions::input`].
+    pub fn input(mut self, input: bool) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// With another choice of [`RowOptions::force_output`].
+    pub fn force_output(mut self, force_output: bool) -> Self {
+        self.force_output = force_output;
+        self
+    }
+
+    /// With another choice of [`RowOptions::subblocks`].
+    pub fn subblocks(mut self, subblocks: bool) -> Self {
+        self.subblocks = subblocks;
+        self
+    }
+
+    /// With another choice of [`RowOptions::contributions`].
+    pub fn contributions(mut self, contributions: bool) -> Self {
+        self.contributions = contributions;
+        self
     }
 }
 

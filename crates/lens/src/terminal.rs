@@ -12,6 +12,7 @@ use crate::view::{View, evenly};
 
 /// How to draw on a terminal.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct TerminalStyle {
     /// The title; `None` for the model's name and dtype.
     pub title: Option<String>,
@@ -26,6 +27,32 @@ pub struct TerminalStyle {
 impl Default for TerminalStyle {
     fn default() -> Self {
         Self { title: None, top_down: false, width: 80, color: ColorDepth::None }
+    }
+}
+
+impl TerminalStyle {
+    /// With another choice of [`TerminalStyle::title`].
+    pub fn title(mut self, title: impl Into<Option<String>>) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// With another choice of [`TerminalStyle::top_down`].
+    pub fn top_down(mut self, top_down: bool) -> Self {
+        self.top_down = top_down;
+        self
+    }
+
+    /// With another choice of [`TerminalStyle::width`].
+    pub fn width(mut self, width: usize) -> Self {
+        self.width = width;
+        self
+    }
+
+    /// With another choice of [`TerminalStyle::color`].
+    pub fn color(mut self, color: ColorDepth) -> Self {
+        self.color = color;
+        self
     }
 }
 

@@ -8,6 +8,7 @@ use crate::{Dtype, NoProgress, Progress};
 
 /// Where the weights live while a model runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Residency {
     /// Mapped where the dtype on disk is the dtype of the run on a CPU, resident otherwise; streamed where the weights
     /// exceed the available memory. [`LoadReport::reason`](crate::LoadReport::reason) says why.
@@ -51,6 +52,7 @@ impl FromStr for Residency {
 
 /// The dtype a run computes in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum DtypeChoice {
     /// The dtype on disk, except that f16 and f64 become f32 on a CPU: half precision runs at a hundredth of the speed
     /// there.
@@ -83,6 +85,7 @@ impl FromStr for DtypeChoice {
 /// What becomes of a checkpoint that holds tensors which no part of a model asks for, such as the `score.weight` of a
 /// fine-tuned classifier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ExtraTensors {
     /// It opens, and [`LoadReport::extra`](crate::LoadReport::extra) names them.
     #[default]

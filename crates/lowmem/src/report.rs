@@ -4,6 +4,7 @@ use crate::{Dtype, Residency};
 
 /// What loading has done so far.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct LoadReport {
     /// Weight files of the checkpoint.
     pub files: usize,

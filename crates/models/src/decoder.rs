@@ -14,6 +14,8 @@ mod embed;
 mod experts;
 mod head;
 mod mlp;
+#[cfg(test)]
+mod testing;
 
 use tch::{Kind, TchError, Tensor};
 

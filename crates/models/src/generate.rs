@@ -11,6 +11,7 @@ use crate::{
 
 /// How to continue.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct GenerateOptions {
     /// Tokens to add to each row, at most.
     pub max_new_tokens: usize,
@@ -33,6 +34,38 @@ impl Default for GenerateOptions {
 }
 
 impl GenerateOptions {
+    /// With another choice of [`GenerateOptions::max_new_tokens`].
+    pub fn max_new_tokens(mut self, max_new_tokens: usize) -> Self {
+        self.max_new_tokens = max_new_tokens;
+        self
+    }
+
+    /// With another choice of [`GenerateOptions::sampling`].
+    pub fn sampling(mut self, sampling: impl Into<Option<Sampling>>) -> Self {
+        self.sampling = sampling.into();
+        self
+    }
+
+    /// With another choice of [`GenerateOptions::repetition_penalty`].
+    pub fn repetition_penalty(mut self, repetition_penalty: f64) -> Self {
+        self.repetition_penalty = repetition_penalty;
+        self
+    }
+
+    /// With another choice of [`GenerateOptions::end_tokens`].
+    pub fn end_tokens(mut self, end_tokens: impl Into<Option<Vec<i64>>>) -> Self {
+        self.end_tokens = end_tokens.into();
+        self
+    }
+
+    /// With another choice of [`GenerateOptions::pad_token`].
+    pub fn pad_token(mut self, pad_token: impl Into<Option<i64>>) -> Self {
+        self.pad_token = pad_token.into();
+        self
+    }
+}
+
+impl GenerateOptions {
     /// Refuses settings out of range, as [`generate`] does, for those who want to know before anything else happens.
     ///
     /// # Errors
@@ -46,6 +79,7 @@ impl GenerateOptions {
 
 /// Why a row is no longer than it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ending {
     /// Its last token is this end token.
     EndToken(i64),
@@ -59,6 +93,7 @@ pub enum Ending {
 
 /// One continued row.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct GeneratedRow {
     /// The prompt and the new tokens, an end token included, without padding.
     pub tokens: Vec<i64>,
@@ -77,6 +112,7 @@ impl GeneratedRow {
 
 /// All rows of a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Generated {
     /// In the order of the prompts.
     pub rows: Vec<GeneratedRow>,
@@ -102,6 +138,7 @@ impl Generated {
 
 /// A token as soon as it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct NewToken {
     /// Row of the batch.
     pub row: usize,
@@ -124,7 +161,7 @@ pub struct NewToken {
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
 /// # let model = Model::random(Config::from_json(config)?, 0)?;
-/// let options = GenerateOptions { max_new_tokens: 5, ..GenerateOptions::default() };
+/// let options = GenerateOptions::default().max_new_tokens(5);
 /// let generated = generate(&model, &[vec![1, 2, 3], vec![4]], &options, |token| {
 ///     println!("row {}: {}", token.row, token.id);
 ///     ControlFlow::Continue(())

@@ -6,6 +6,7 @@ use crate::{Error, Result, Site};
 
 /// At which positions logits are computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum LogitsAt {
     /// At all of them.
     #[default]

@@ -18,6 +18,7 @@ const WIDEN_FROM: i64 = 32;
 
 /// A library that multiplies matrices of f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Library {
     /// The BLAS that libtorch was built with, which is MKL in the published ones for x86.
     Blas,

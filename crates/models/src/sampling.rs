@@ -11,6 +11,7 @@ use crate::{Error, Random, Result};
 
 /// How tokens are drawn when not the likeliest one is taken.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Sampling {
     /// What logits are divided by: below 1 sharpens, above 1 flattens.
     pub temperature: f64,
@@ -26,6 +27,32 @@ impl Default for Sampling {
     /// Draws from the model's own distribution.
     fn default() -> Self {
         Self { temperature: 1.0, top_k: None, top_p: None, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// With another choice of [`Sampling::temperature`].
+    pub fn temperature(mut self, temperature: f64) -> Self {
+        self.temperature = temperature;
+        self
+    }
+
+    /// With another choice of [`Sampling::top_k`].
+    pub fn top_k(mut self, top_k: impl Into<Option<usize>>) -> Self {
+        self.top_k = top_k.into();
+        self
+    }
+
+    /// With another choice of [`Sampling::top_p`].
+    pub fn top_p(mut self, top_p: impl Into<Option<f64>>) -> Self {
+        self.top_p = top_p.into();
+        self
+    }
+
+    /// With another choice of [`Sampling::seed`].
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
     }
 }
 

@@ -2,6 +2,7 @@
 
 /// How a picture looks.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Style {
     /// The title; `None` for the model's name and dtype.
     pub title: Option<String>,
@@ -31,5 +32,49 @@ impl Default for Style {
             cell_height: 24,
             pixel_ratio: 2.0,
         }
+    }
+}
+
+impl Style {
+    /// With another choice of [`Style::title`].
+    pub fn title(mut self, title: impl Into<Option<String>>) -> Self {
+        self.title = title.into();
+        self
+    }
+
+    /// With another choice of [`Style::top_down`].
+    pub fn top_down(mut self, top_down: bool) -> Self {
+        self.top_down = top_down;
+        self
+    }
+
+    /// With another choice of [`Style::dark`].
+    pub fn dark(mut self, dark: bool) -> Self {
+        self.dark = dark;
+        self
+    }
+
+    /// With another choice of [`Style::max_columns`].
+    pub fn max_columns(mut self, max_columns: usize) -> Self {
+        self.max_columns = max_columns;
+        self
+    }
+
+    /// With another choice of [`Style::cell_width`].
+    pub fn cell_width(mut self, cell_width: impl Into<Option<u32>>) -> Self {
+        self.cell_width = cell_width.into();
+        self
+    }
+
+    /// With another choice of [`Style::cell_height`].
+    pub fn cell_height(mut self, cell_height: u32) -> Self {
+        self.cell_height = cell_height;
+        self
+    }
+
+    /// With another choice of [`Style::pixel_ratio`].
+    pub fn pixel_ratio(mut self, pixel_ratio: f32) -> Self {
+        self.pixel_ratio = pixel_ratio;
+        self
     }
 }

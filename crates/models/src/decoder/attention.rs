@@ -188,3 +188,6 @@ impl Run<'_> {
         self.show(at, added.at(at)?)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -55,3 +55,6 @@ impl Run<'_> {
         Ok(x)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,6 +59,7 @@ pub struct Family {
 
 /// Which way matrices lie in the checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Layout {
     /// `[in, out]`, GPT-2's `Conv1D`.
     InOut,
