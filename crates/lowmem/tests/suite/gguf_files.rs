@@ -265,7 +265,7 @@ fn split_models() {
         let text = read_split(&split(shards).1).unwrap_err().to_string();
         assert!(words.iter().all(|word| text.contains(word)), "{text}");
     };
-    refuse(&[one.clone()], &["m-00002-of-00002.gguf is missing", "2 files"]);
+    refuse(std::slice::from_ref(&one), &["m-00002-of-00002.gguf is missing", "2 files"]);
     refuse(&[one.clone(), two.clone(), ("m-00003-of-00002.gguf", vec![])], &["too many", "m-00003-of-00002.gguf"]);
     refuse(&[("m.gguf", shard(0, 2, 2, "a"))], &["m.gguf", "NAME-00001-of-00002.gguf"]);
     refuse(&[one.clone(), ("m-00002-of-00002.gguf", shard(0, 2, 2, "b"))], &["m-00002", "split.no", "expected 1"]);
@@ -384,4 +384,29 @@ fn long_fuzz() {
     println!("{count} mutated files in {seconds} s, {accepted} accepted, {} KiB more memory at most", used >> 10);
     assert!(accepted > 0 && accepted < count);
     assert!(used < 64 << 20, "{} MiB", used >> 20);
+}
+
+/// `cargo test --release -p lowmem --test suite gguf_opening_speed -- --ignored --nocapture`
+#[test]
+#[ignore = "prints times"]
+fn gguf_opening_speed() {
+    let texts: Vec<String> = (0..262_144).map(|token| format!("token{token}")).collect();
+    let merges = texts.iter().map(String::as_str).chain(texts.iter().map(String::as_str));
+    let file = Builder::default()
+        .key(key("tokenizer.ggml.tokens", 9, &strings(texts.iter().map(String::as_str))))
+        .key(key("tokenizer.ggml.merges", 9, &strings(merges)))
+        .key(key("tokenizer.ggml.scores", 9, &array(6, 262_144, &vec![0; 4 << 18])))
+        .key(key("tokenizer.ggml.token_type", 9, &array(5, 262_144, &vec![0; 4 << 18])));
+    let (_folder, path) = split(&[("m.gguf", file.bytes())]);
+    for weights in [0_u64, 1 << 34] {
+        let header = GgufHeader::read(&path).unwrap();
+        std::fs::File::options().write(true).open(&path).unwrap().set_len(header.data_offset + weights).unwrap();
+        let times = (0..9).map(|_| {
+            let start = std::time::Instant::now();
+            GgufHeader::read(&path).unwrap();
+            start.elapsed().as_secs_f64() * 1e3
+        });
+        let least = times.fold(f64::INFINITY, f64::min);
+        println!("{} MB of header, {} GB of weights: {least:.1} ms", header.data_offset >> 20, weights >> 30);
+    }
 }

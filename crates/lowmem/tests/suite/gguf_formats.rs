@@ -166,3 +166,62 @@ fn quantised_models_mean_the_plain_ones() {
     }
     assert_eq!(models, 15);
 }
+
+/// `cargo test --release -p lowmem --test suite gguf_speed -- --ignored --nocapture`: gigabytes a second of what is written,
+/// beside a copy of as many bytes; in the processor's cache, where only instructions count, and in memory.
+#[test]
+#[ignore = "prints times"]
+fn gguf_speed() {
+    for (elements, threads, times) in [(1 << 15, 1, 400), (1 << 25, 1, 7), (1 << 25, 2, 7)] {
+        speed(elements, threads, times);
+    }
+}
+
+/// The least seconds of so many runs.
+fn best(times: usize, mut run: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = std::time::Instant::now();
+        run();
+        start.elapsed().as_secs_f64()
+    };
+    (0..times).map(time).fold(f64::INFINITY, f64::min)
+}
+
+fn copy(from: &[f32], to: &mut [f32], threads: usize) {
+    if threads == 1 {
+        return to.copy_from_slice(from);
+    }
+    let part = from.len() / threads;
+    std::thread::scope(|scope| {
+        for (from, to) in from.chunks(part).zip(to.chunks_mut(part)) {
+            scope.spawn(move || to.copy_from_slice(from));
+        }
+    });
+}
+
+fn speed(elements: usize, threads: usize, times: usize) {
+    let from = vec![1.0_f32; elements];
+    let (mut wide, mut narrow) = (vec![0.0_f32; elements], vec![0_u16; elements]);
+    let copied = best(times, || copy(&from, &mut wide, threads));
+    println!(
+        "{elements} elements, {threads} threads: copy {:.1} GB/s; f32, bf16, f16:",
+        4e-9 * elements as f64 / copied
+    );
+    for format in Format::all() {
+        let (bytes, values) = blocks(format);
+        // NaNs and denormals would be timed too.
+        let usual: Vec<u8> = bytes
+            .chunks(format.bytes_per_block() as usize)
+            .zip(values.chunks(format.elements_per_block() as usize))
+            .filter(|(_, values)| values.iter().all(|value| value.is_normal() || *value == 0.0))
+            .flat_map(|(block, _)| block)
+            .copied()
+            .collect();
+        let bytes: Vec<u8> = usual.into_iter().cycle().take(format.bytes(elements as u64).unwrap() as usize).collect();
+        let wide = best(times, || dequantise_parallel(format, &bytes, Target::F32(&mut wide), threads).unwrap());
+        let brain = best(times, || dequantise_parallel(format, &bytes, Target::Bf16(&mut narrow), threads).unwrap());
+        let half = best(times, || dequantise_parallel(format, &bytes, Target::F16(&mut narrow), threads).unwrap());
+        let [f32, bf16, f16] = [4e-9 / wide, 2e-9 / brain, 2e-9 / half].map(|rate| rate * elements as f64);
+        println!("  {format:7} {f32:5.1} {bf16:5.1} {f16:5.1}   f32 at {:.2} of a copy", copied / wide);
+    }
+}
