@@ -194,7 +194,8 @@ impl<R: Read> Cursor<R> {
     fn numbers<T, const N: usize>(&mut self, count: u64, convert: fn([u8; N]) -> T) -> Result<Vec<T>, GgufError> {
         let bytes = count.saturating_mul(N as u64);
         self.need(bytes)?;
-        let (mut left, mut piece, mut values) = (bytes, Vec::new(), Vec::new());
+        // The bytes are there, and within the header's limit.
+        let (mut left, mut piece, mut values) = (bytes, Vec::new(), Vec::with_capacity(count as usize));
         while left > 0 {
             let next = left.min(PIECE as u64);
             piece.clear();
@@ -202,7 +203,6 @@ impl<R: Read> Cursor<R> {
             values.extend(piece.as_chunks().0.iter().map(|&bytes| convert(bytes)));
             left -= next;
         }
-        values.shrink_to_fit();
         Ok(values)
     }
 

@@ -1,5 +1,7 @@
 //! From a tensor's bytes to numbers.
 
+use multiversion::multiversion;
+
 use super::{
     Format, GgufError, block_kernels as blocks, k_kernels as k_blocks,
     numbers::{Brain, Half, Number, Single},
@@ -93,6 +95,8 @@ fn checked<N: Number>(format: Format, bytes: &[u8], out: &mut [N::Stored], threa
     Ok(())
 }
 
+// Half-width numbers from blocks of 4 and 8 bits come twice as fast with AVX2 as with the instructions of every x86-64.
+#[multiversion(targets("x86_64+avx+avx2+f16c+fma", "x86_64+avx512f+avx512bw+avx512dq+avx512vl"), dispatcher = "direct")]
 fn run<N: Number>(format: Format, bytes: &[u8], out: &mut [N::Stored]) {
     match format {
         Format::F32 => each(bytes, out, blocks::f32::<N>),

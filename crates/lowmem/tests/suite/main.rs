@@ -5,6 +5,9 @@
 mod bin_files;
 #[cfg(feature = "hub")]
 mod fake_hub;
+mod gguf_bytes;
+mod gguf_files;
+mod gguf_formats;
 mod harness;
 #[cfg(feature = "hub")]
 mod hub_files;
