@@ -37,9 +37,10 @@ impl Checkpoint {
         let id = match source {
             Source::Local(path) => return Self::open(path),
             Source::Hub(id) => id,
+            Source::HubFile { id, file } => return Self::find_file(id, file, options),
         };
         let entry = CacheEntry::new(id, options)?;
-        let remote = Remote::new(entry, options)?;
+        let remote = Remote::new(entry, options, CONFIG)?;
         let folder = remote.folder();
         let complete = LocalFolder(&folder).preferred().is_some() && folder.join(CONFIG).is_file();
         if remote.file(CONFIG)?.is_none() {
@@ -64,6 +65,18 @@ impl Checkpoint {
         Ok(Self { path: PathBuf::from(id), folder, index, fetch: Some(Arc::new(remote)), gguf: None })
     }
 
+    /// A model in GGUF, which is fetched as a whole: in one file, or in all those of its name.
+    fn find_file(id: &str, file: &str, options: &HubOptions) -> Result<Self> {
+        let remote = Remote::new(CacheEntry::new(id, options)?, options, file)?;
+        let bring = |name: &str| {
+            let missing = || Error::NotOnHub { id: id.into(), revision: options.revision().into(), file: name.into() };
+            remote.bring(name)?.ok_or_else(missing)
+        };
+        let path = bring(file)?;
+        split_names(file).iter().try_for_each(|name| bring(name).map(drop))?;
+        Ok(Self { path: PathBuf::from(format!("{id}:{file}")), ..Self::open(path)? })
+    }
+
     /// Fetches the weight files that hold these tensors, where they are not on this machine yet. Names the checkpoint does
     /// not have are passed over: [`Parts::new`](crate::Parts::new) says so better.
     ///
@@ -85,6 +98,18 @@ pub(crate) const OFFLINE: &str = "the Hub is not asked when offline";
 #[cfg(not(feature = "hub"))]
 const NOT_BUILT: &str = "this program was built without the feature `hub`, which would fetch it";
 
+/// The names of all files of a model of which `file` is one of several, `NAME-00001-of-00003.gguf`; none otherwise.
+fn split_names(file: &str) -> Vec<String> {
+    let parts = || {
+        let (rest, count) = file.strip_suffix(".gguf")?.rsplit_once("-of-")?;
+        let (name, _) = rest.rsplit_once('-')?;
+        Some((name, count, count.parse::<u16>().ok()?))
+    };
+    parts().map_or(Vec::new(), |(name, count, last)| {
+        (1..=last).map(|number| format!("{name}-{number:05}-of-{count}.gguf")).collect()
+    })
+}
+
 /// A revision of a repository: what the cache has of it, and the Hub for the rest.
 struct Remote {
     entry: CacheEntry,
@@ -96,22 +121,24 @@ struct Remote {
 
 impl Remote {
     #[cfg(feature = "hub")]
-    fn new(entry: CacheEntry, options: &HubOptions) -> Result<Self> {
+    /// `wanted` is a file that the repository must have, to ask for.
+    fn new(entry: CacheEntry, options: &HubOptions, wanted: &str) -> Result<Self> {
         let hub = (!options.is_offline()).then(|| crate::hub::Hub::new(options));
         let commit = match (entry.commit(), &hub) {
             (Some(commit), _) => commit,
-            (None, Some(hub)) => hub.resolve(&entry, CONFIG)?,
-            (None, None) => return Err(entry.not_cached(CONFIG, OFFLINE)),
+            (None, Some(hub)) => hub.resolve(&entry, wanted)?,
+            (None, None) => return Err(entry.not_cached(wanted, OFFLINE)),
         };
         Ok(Self { entry, commit, hub })
     }
 
     #[cfg(not(feature = "hub"))]
-    fn new(entry: CacheEntry, options: &HubOptions) -> Result<Self> {
+    /// `wanted` is a file that the repository must have, to ask for.
+    fn new(entry: CacheEntry, options: &HubOptions, wanted: &str) -> Result<Self> {
         let why = if options.is_offline() { OFFLINE } else { NOT_BUILT };
         match entry.commit() {
             Some(commit) => Ok(Self { entry, commit }),
-            None => Err(entry.not_cached(CONFIG, why)),
+            None => Err(entry.not_cached(wanted, why)),
         }
     }
 

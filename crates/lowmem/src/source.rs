@@ -16,11 +16,18 @@ pub enum Source {
     Local(PathBuf),
     /// A repository of the Hugging Face Hub: `name` or `organisation/name`.
     Hub(String),
+    /// One model in a repository of many, such as the GGUF files of one model: `organisation/name:file`.
+    HubFile {
+        /// The repository.
+        id: String,
+        /// The file; of a model in several files, any of them.
+        file: String,
+    },
 }
 
 impl Source {
     /// Reads what somebody typed: a path that exists is that path; otherwise `name` and `organisation/name` are
-    /// repositories of the Hub.
+    /// repositories of the Hub, and `organisation/name:file.gguf` is a file of one.
     ///
     /// # Errors
     ///
@@ -30,6 +37,8 @@ impl Source {
     /// use lowmem::{Error, Source};
     /// # fn main() -> lowmem::Result<()> {
     /// assert_eq!(Source::parse("EleutherAI/gpt-neo-2.7B")?, Source::Hub("EleutherAI/gpt-neo-2.7B".into()));
+    /// let file = Source::parse("bartowski/SmolLM2-135M-Instruct-GGUF:SmolLM2-135M-Instruct-Q4_0.gguf")?;
+    /// assert!(matches!(file, Source::HubFile { .. }));
     /// assert!(matches!(Source::parse("./gpt2"), Err(Error::NotFound { .. })));
     /// # Ok(())
     /// # }
@@ -40,6 +49,8 @@ impl Source {
             Ok(Self::Local(path.to_owned()))
         } else if is_repository(text) {
             Ok(Self::Hub(text.to_owned()))
+        } else if let Some((id, file)) = text.split_once(':').filter(|(id, file)| is_repository(id) && is_gguf(file)) {
+            Ok(Self::HubFile { id: id.to_owned(), file: file.to_owned() })
         } else {
             Err(Error::NotFound { path: path.to_owned() })
         }
@@ -51,8 +62,15 @@ impl fmt::Display for Source {
         match self {
             Self::Local(path) => write!(formatter, "{}", path.display()),
             Self::Hub(id) => formatter.write_str(id),
+            Self::HubFile { id, file } => write!(formatter, "{id}:{file}"),
         }
     }
+}
+
+/// Whether a name is that of a GGUF file, in no folder.
+fn is_gguf(name: &str) -> bool {
+    let plain = !name.contains(['/', '\\']) && !name.starts_with('.');
+    plain && Path::new(name).extension().is_some_and(|extension| extension == "gguf")
 }
 
 /// The Hub's own rule for names, less what ends like a file of weights.

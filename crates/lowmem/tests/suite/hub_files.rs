@@ -171,6 +171,33 @@ fn bin_where_there_is_nothing_better() {
 }
 
 #[test]
+fn a_gguf_file_of_a_repository_of_many_is_fetched_alone() {
+    let bytes =
+        || fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/gguf_models/llama/mixed.gguf"));
+    let hub = FakeHub::start(named(vec![("a.gguf", bytes().unwrap()), ("b.gguf", bytes().unwrap())]));
+    let cache = tempfile::tempdir().unwrap();
+    let file = |name: &str| Source::HubFile { id: "org/model".into(), file: name.into() };
+    assert_eq!(Source::parse("org/model:b.gguf").unwrap(), file("b.gguf"));
+    assert!(matches!(Source::parse("org/model:../b.gguf"), Err(Error::NotFound { .. })));
+    let checkpoint = Checkpoint::find(&file("b.gguf"), &options(&hub, cache.path())).unwrap();
+    assert_eq!(checkpoint.gguf().unwrap().get_str("general.architecture").unwrap(), Some("llama"));
+    assert_eq!(checkpoint.path(), Path::new("org/model:b.gguf"));
+    assert_eq!(files_in(&snapshot(cache.path())), ["b.gguf"]);
+    hub.take_requests();
+    Checkpoint::find(&file("b.gguf"), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap();
+    assert!(hub.take_requests().is_empty());
+    for (name, offline) in [("c.gguf", false), ("a.gguf", true)] {
+        let options = HubOptions { offline, ..options(&hub, cache.path()) };
+        let error = Checkpoint::find(&file(name), &options).unwrap_err();
+        let named = match &error {
+            Error::NotOnHub { file, .. } | Error::NotCached { file, .. } => file.as_str(),
+            _ => "",
+        };
+        assert_eq!(named, name, "{error}");
+    }
+}
+
+#[test]
 fn renamed_repository_and_other_revisions() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
     for (id, revision) in [("model", "main"), ("org/model", "v1"), ("org/model", "refs/pr/1"), ("org/model", COMMIT)] {
