@@ -1,7 +1,7 @@
 //! Reading a header from front to back: nothing is allocated for bytes that are not there.
 
 use std::{
-    io::{BufReader, Read},
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
 };
 
@@ -213,15 +213,41 @@ impl<R: Read> Cursor<R> {
 
     fn strings(&mut self, count: u64) -> Result<Strings, GgufError> {
         self.need(count.saturating_mul(8))?;
-        let mut strings = Strings::default();
-        for _ in 0..count {
-            let length = self.u64()?;
-            self.need(length)?;
-            self.append(length, strings.buffer())?;
-            strings.end();
+        let (mut strings, mut left) = (Strings::default(), count);
+        while left > 0 {
+            left -= self.buffered_strings(left, &mut strings);
+            if left > 0 {
+                let length = self.u64()?;
+                self.need(length)?;
+                self.append(length, strings.buffer())?;
+                strings.end();
+                left -= 1;
+            }
         }
         strings.shrink();
         Ok(strings)
+    }
+
+    /// Takes the strings that lie in the buffer as a whole, up to so many, and says how many it took: a vocabulary has too
+    /// many of them to read each from the file.
+    fn buffered_strings(&mut self, most: u64, strings: &mut Strings) -> u64 {
+        let in_file = self.file_bytes.saturating_sub(self.position).min(PIECE as u64) as usize;
+        let buffer = self.reader.buffer();
+        let all = buffer.get(..in_file).unwrap_or(buffer);
+        let (mut rest, mut taken) = (all, 0);
+        while taken < most {
+            let Some((length, behind)) = rest.split_first_chunk() else { break };
+            let length = usize::try_from(u64::from_le_bytes(*length)).unwrap_or(usize::MAX);
+            let Some((text, behind)) = behind.split_at_checked(length) else { break };
+            strings.buffer().extend_from_slice(text);
+            strings.end();
+            rest = behind;
+            taken += 1;
+        }
+        let bytes = all.len() - rest.len();
+        self.reader.consume(bytes);
+        self.position += bytes as u64;
+        taken
     }
 
     fn arrays(&mut self, count: u64, depth: u64) -> Result<Vec<Array>, GgufError> {
