@@ -166,7 +166,7 @@ fn refuses_what_it_cannot_make() {
 }
 
 /// Billions of parameters as published: on the Hub where it counts them, otherwise in the models' papers.
-const BILLIONS: [(&str, f64); 76] = [
+const BILLIONS: [(&str, f64); 78] = [
     ("gpt2", 0.124),
     ("gpt2-medium", 0.355),
     ("gpt2-large", 0.774),
@@ -243,6 +243,8 @@ const BILLIONS: [(&str, f64); 76] = [
     ("mixtral-8x22b", 140.630),
     ("qwen3-30b-a3b", 30.532),
     ("qwen3-235b-a22b", 235.094),
+    ("gpt-oss-20b", 20.915),
+    ("gpt-oss-120b", 116.829),
 ];
 
 #[test]

@@ -8,7 +8,7 @@ use std::{
 
 use transformer_utils::{
     lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
-    models::{Input, Model, NoObserver},
+    models::{Config, Error, Input, Model, NoObserver},
     tch::Tensor,
 };
 
@@ -74,4 +74,130 @@ fn every_weight_and_logit_is_that_of_the_model_as_hugging_face_has_it() {
             }
         }
     }
+}
+
+/// A little-endian GGUF file of these keys and values and one tensor, the token embedding.
+fn gguf_with(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+    let text = |text: &str| [(text.len() as u64).to_le_bytes().to_vec(), text.as_bytes().to_vec()].concat();
+    let mut bytes = b"GGUF".to_vec();
+    bytes.extend(3_u32.to_le_bytes());
+    bytes.extend(1_u64.to_le_bytes());
+    bytes.extend((entries.len() as u64).to_le_bytes());
+    for (key, value) in entries {
+        bytes.extend(text(key));
+        bytes.extend(value);
+    }
+    bytes.extend(text("token_embd.weight"));
+    bytes.extend(2_u32.to_le_bytes());
+    for size in [8_u64, 5] {
+        bytes.extend(size.to_le_bytes());
+    }
+    bytes.extend(0_u32.to_le_bytes());
+    bytes.extend(0_u64.to_le_bytes());
+    bytes.resize(bytes.len().next_multiple_of(32) + 8 * 5 * 4, 0);
+    bytes
+}
+
+fn string(value: &str) -> Vec<u8> {
+    [8_u32.to_le_bytes().to_vec(), (value.len() as u64).to_le_bytes().to_vec(), value.as_bytes().to_vec()].concat()
+}
+
+fn number(value: u32) -> Vec<u8> {
+    [4_u32.to_le_bytes(), value.to_le_bytes()].concat()
+}
+
+fn numbers(values: &[u32]) -> Vec<u8> {
+    let mut bytes = [9_u32.to_le_bytes(), 4_u32.to_le_bytes()].concat();
+    bytes.extend((values.len() as u64).to_le_bytes());
+    values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+    bytes
+}
+
+fn config(entries: &[(&str, Vec<u8>)]) -> Result<Config, Error> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.gguf");
+    fs::write(&path, gguf_with(entries)).unwrap();
+    Config::of(&Checkpoint::open(&path).unwrap())
+}
+
+/// The keys of a small Llama, and more.
+fn llama(more: &[(&'static str, Vec<u8>)]) -> Vec<(&'static str, Vec<u8>)> {
+    let mut entries = vec![
+        ("general.architecture", string("llama")),
+        ("llama.block_count", number(2)),
+        ("llama.context_length", number(64)),
+        ("llama.embedding_length", number(8)),
+        ("llama.feed_forward_length", number(16)),
+        ("llama.attention.head_count", number(2)),
+    ];
+    entries.extend(more.iter().cloned());
+    entries
+}
+
+#[test]
+fn settings_come_from_the_metadata() {
+    let read = config(&llama(&[
+        ("llama.attention.head_count_kv", numbers(&[1, 1])),
+        ("tokenizer.ggml.eos_token_id", number(3)),
+        ("tokenizer.ggml.eot_token_id", number(4)),
+    ]))
+    .unwrap();
+    let architecture = &read.architecture;
+    assert_eq!((architecture.vocabulary, architecture.context, architecture.d_model), (5, 64, 8));
+    assert_eq!((read.layers(), architecture.layers[1].attention.kv_heads), (2, 1));
+    assert!(architecture.head.tied);
+    assert_eq!(read.end_tokens, [3, 4]);
+}
+
+#[test]
+fn what_cannot_be_run_is_refused_by_name() {
+    let other = config(&[("general.architecture", string("mamba"))]).unwrap_err();
+    assert!(matches!(&other, Error::UnsupportedGguf { found, .. } if found == "mamba"), "{other}");
+    assert!(other.to_string().contains("llama") && other.to_string().contains("gpt-oss"), "{other}");
+    let experts = [("general.architecture", string("qwen3")), ("qwen3.expert_count", number(4))];
+    let experts = config(&experts).unwrap_err();
+    assert!(experts.to_string().contains("qwen3 with experts"), "{experts}");
+    let none = config(&[("general.name", string("nobody"))]).unwrap_err();
+    assert!(none.to_string().contains("general.architecture"), "{none}");
+    let uneven = config(&llama(&[("llama.attention.head_count_kv", numbers(&[1, 2]))])).unwrap_err();
+    assert!(uneven.to_string().contains("llama.attention.head_count_kv"), "{uneven}");
+    let scaled = config(&llama(&[("llama.rope.scaling.type", string("spiral"))])).unwrap_err();
+    assert!(scaled.to_string().contains("spiral"), "{scaled}");
+    let mut text = llama(&[]);
+    text[1].1 = string("two");
+    let text = config(&text).unwrap_err();
+    assert!(text.to_string().contains("llama.block_count"), "{text}");
+    let missing = config(&llama(&[])[..5]).unwrap_err();
+    assert!(missing.to_string().contains("llama.attention.head_count"), "{missing}");
+}
+
+#[test]
+fn numbers_that_lie_there_as_they_are_can_be_mapped() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/llama");
+    let mapped = Model::open(&Checkpoint::open(folder.join("f32.gguf")).unwrap(), &LoadOptions::default()).unwrap();
+    assert_eq!(mapped.report().residency, Residency::Mapped);
+    let ids = [1, 5, 9];
+    let resident =
+        Model::open(&Checkpoint::open(folder.join("f32.gguf")).unwrap(), &options(Residency::Resident)).unwrap();
+    assert!(logits(&mapped, &ids).equal(&logits(&resident, &ids)));
+    // Rows of queries and keys stand in another order there, and are the only ones that are copied.
+    let attention = &mapped.architecture().layers[0].attention;
+    let rows = (attention.query_width() + attention.key_width()) * mapped.architecture().d_model;
+    assert_eq!(mapped.report().bytes_allocated, (rows * 4 * mapped.config().layers() as i64) as u64);
+    let packed = Checkpoint::open(folder.join("mixed.gguf")).unwrap();
+    assert!(Model::open(&packed, &options(Residency::Mapped)).is_err());
+    let auto = Model::open(&packed, &LoadOptions::default()).unwrap();
+    assert_eq!(auto.report().residency, Residency::Resident);
+    assert!(auto.report().reason.contains("the file holds Q"), "{}", auto.report().reason);
+}
+
+#[test]
+fn a_folder_with_one_model_in_gguf_is_that_model() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/gpt2");
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(golden.join("f32.gguf"), folder.path().join("gpt2.gguf")).unwrap();
+    assert!(Checkpoint::open(folder.path()).unwrap().gguf().is_some());
+    fs::copy(golden.join("mixed.gguf"), folder.path().join("other.gguf")).unwrap();
+    // Which of two is meant, nobody can know.
+    assert!(Checkpoint::open(folder.path()).is_err());
 }

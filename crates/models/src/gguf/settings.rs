@@ -46,6 +46,10 @@ const SIZES: [(&str, &str); 14] = [
     ("final_logit_softcapping", "final_logit_softcapping"),
 ];
 
+/// The keys that nothing stands in for.
+const REQUIRED: [&str; 5] =
+    ["block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count"];
+
 /// GPT-2's own names of the same.
 const GPT2: [(&str, &str); 6] = [
     ("num_hidden_layers", "n_layer"),
@@ -89,6 +93,12 @@ impl<'a> Settings<'a> {
     pub(super) fn json(&self) -> Result<Value> {
         let mut fields = Map::new();
         fields.insert("model_type".into(), json!(self.model_type));
+        for key in REQUIRED {
+            if self.number(key)?.is_none() {
+                // Which says that it is missing.
+                self.metadata.require_u64(&self.key(key)).map_err(gguf_error)?;
+            }
+        }
         for (field, key) in SIZES {
             if let Some(value) = self.number(key)? {
                 fields.insert(self.field(field).to_owned(), value);
@@ -131,6 +141,9 @@ impl<'a> Settings<'a> {
             None => None,
             Some(Entry::F32(_) | Entry::F64(_)) => {
                 self.metadata.get_f64(&key).map_err(gguf_error)?.map(|value| json!(value))
+            }
+            Some(Entry::Array(_)) | Some(Entry::String(_)) | Some(Entry::Bool(_)) => {
+                self.metadata.get_u64(&key).map_err(gguf_error)?.map(|value| json!(value))
             }
             Some(entry) => entry.as_i64().map(|value| json!(value)),
         })
