@@ -95,16 +95,28 @@ impl Environment {
     /// # Errors
     /// If neither the environment nor the platform names a cache.
     pub fn cache(&self) -> Result<PathBuf> {
+        Ok(self.cache_root()?.join("libtorch"))
+    }
+
+    /// Where published models are kept.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn models(&self) -> Result<PathBuf> {
+        Ok(self.cache_root()?.join("models"))
+    }
+
+    fn cache_root(&self) -> Result<PathBuf> {
         let root = match (self.get("TRANSFORMER_UTILS_CACHE"), &self.cache_home) {
             (Some(path), _) => {
                 std::path::absolute(path).with_context(|| format!("TRANSFORMER_UTILS_CACHE={}", path.display()))?
             }
             (None, Some(home)) => home.join("transformer-utils"),
             (None, None) => anyhow::bail!(
-                "no cache folder is known for this user (no HOME): set TRANSFORMER_UTILS_CACHE to a folder for libtorch"
+                "no cache folder is known for this user (no HOME): set TRANSFORMER_UTILS_CACHE to a folder for what is fetched"
             ),
         };
-        Ok(root.join("libtorch"))
+        Ok(root)
     }
 }
 

@@ -10,6 +10,7 @@
 //! | [`folder`] | is this folder a libtorch, and which version |
 //! | [`cache`] | the per-user folder: lock, staging, the rename that makes an installation appear at once |
 //! | [`routes`] | the official archive, the wheel through pip |
+//! | [`real`] | the published model of the demonstration |
 //! | [`download`], [`unpack`] | bytes from a server, files from a zip |
 //! | [`link`] | the `.libtorch` link |
 //! | [`steps`] | running Cargo, and what is checked before |
@@ -20,6 +21,8 @@ pub mod environment;
 pub mod folder;
 pub mod libtorch;
 pub mod link;
+mod pip;
+pub mod real;
 pub mod routes;
 pub mod steps;
 pub mod unpack;

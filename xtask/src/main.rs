@@ -29,6 +29,9 @@ enum Task {
     Libtorch(Libtorch),
     /// Draw the logit lens of the bundled model for a sentence
     Demo {
+        /// Look at a published model, SmolLM2-135M-Instruct, which is fetched once (94 MiB) and checked
+        #[arg(long)]
+        real: bool,
         /// What the model reads
         sentence: Option<OsString>,
         /// After `--`: more arguments for the example `logit_lens`
@@ -140,9 +143,10 @@ fn run(cli: Cli) -> Result<()> {
             }
             Ok(())
         }
-        Task::Demo { sentence, arguments } => {
+        Task::Demo { real, sentence, arguments } => {
             set_up_beside(&steps::demo_build(&arguments))?;
-            steps::demo(&environment, sentence.as_deref(), &arguments)
+            let model = if real { Some(xtask::real::SMOLLM2.provide(&environment)?) } else { None };
+            steps::demo(&environment, model.as_deref(), sentence.as_deref(), &arguments)
         }
         Task::Test { .. } => {
             set_up_beside(&steps::TEST_BUILD)?;

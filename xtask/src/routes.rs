@@ -3,20 +3,17 @@
 use std::{
     ffi::OsStr,
     fmt, fs,
-    io::{self, BufRead, BufReader, IsTerminal},
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
-    thread,
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
     download::{self, Patience},
     environment::{Environment, Platform},
     folder::{REQUIRED, python_value},
+    pip::{self, Pip},
     unpack,
 };
 
@@ -131,11 +128,7 @@ pub struct Wheel {
 impl Wheel {
     /// The wheel for `environment`.
     pub fn new(environment: &Environment) -> Self {
-        // The interpreter of an active environment is called python.
-        let pythons = if environment.is_set("VIRTUAL_ENV") { ["python", "python3"] } else { ["python3", "python"] };
-        let mut pips: Vec<Vec<String>> =
-            pythons.map(|python| [python, "-m", "pip"].map(String::from).to_vec()).to_vec();
-        pips.extend(["pip3", "pip"].map(|pip| vec![pip.to_owned()]));
+        let pips = pip::candidates(environment);
         Self { platform: environment.platform.clone(), pips }
     }
 
@@ -224,7 +217,7 @@ pub fn companions(wheel: &Path) -> Result<Vec<String>> {
 }
 
 /// The files a pip download left.
-fn zips(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn zips(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut paths: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension() == Some(OsStr::new("whl")));
@@ -232,116 +225,8 @@ fn zips(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// A pip that answers.
-struct Pip {
-    command: Vec<String>,
-    scratch: PathBuf,
-}
-
-impl Pip {
-    fn find(candidates: &[Vec<String>], work: &Path) -> Result<Self> {
-        let scratch = work.join("scratch");
-        fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
-        let mut reasons = Vec::new();
-        for command in candidates {
-            let pip = Self { command: command.clone(), scratch: scratch.clone() };
-            match pip.command().arg("--version").output() {
-                Ok(output) if output.status.success() => return Ok(pip),
-                Ok(output) => reasons.push(format!("`{}`: {}", pip.name(), last_line(&output.stderr))),
-                Err(error) => reasons.push(format!("`{}`: {error}", pip.name())),
-            }
-        }
-        bail!("no pip was found ({})", reasons.join("; "))
-    }
-
-    fn name(&self) -> String {
-        self.command.join(" ")
-    }
-
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.command[0]);
-        command
-            .args(&self.command[1..])
-            // pip keeps half a gigabyte there while it loads; like this it goes when our folder goes.
-            .env("TMPDIR", &self.scratch)
-            .env("PIP_NO_INPUT", "1")
-            .env("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-            // Its cache would keep a second copy of what we keep.
-            .env("PIP_NO_CACHE_DIR", "1")
-            .stdin(Stdio::null());
-        command
-    }
-
-    /// Downloads wheels, for this interpreter, or for Python 3.11 with the platform tags given.
-    fn download(&self, packages: &[String], to: &Path, tags: &[String]) -> Result<()> {
-        let mut command = self.command();
-        command.args(["download", "--no-deps", "--only-binary=:all:", "--retries=3", "--dest"]).arg(to);
-        if !tags.is_empty() {
-            command.args(["--python-version=3.11", "--implementation=cp"]);
-            command.args(tags.iter().map(|tag| format!("--platform={tag}")));
-        }
-        command.args(packages);
-        let watched = if io::stderr().is_terminal() {
-            // Its own bar; our standard output is for --print.
-            command.stdout(io::stderr());
-            None
-        } else {
-            command.stdout(Stdio::null());
-            Some(&*self.scratch)
-        };
-        let (status, errors) = run(&mut command, watched).with_context(|| format!("running `{}`", self.name()))?;
-        if !status.success() {
-            let lines: Vec<_> = errors.lines().filter(|line| line.starts_with("ERROR")).collect();
-            let said = if lines.is_empty() { last_line(errors.as_bytes()) } else { lines.join("; ") };
-            bail!("`{} download {}` failed with {status}: {said}", self.name(), packages.join(" "));
-        }
-        Ok(())
-    }
-}
-
-/// Runs a command, keeping what it writes to standard error, and says every 15 s how much is in `watched`.
-fn run(command: &mut Command, watched: Option<&Path>) -> io::Result<(ExitStatus, String)> {
-    let mut child = command.stderr(Stdio::piped()).spawn()?;
-    let stderr = child.stderr.take();
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || {
-            let lines =
-                stderr.map(BufReader::new).into_iter().flat_map(|stderr| stderr.split(b'\n').map_while(io::Result::ok));
-            lines.map(|line| String::from_utf8_lossy(&line).into_owned() + "\n").collect::<String>()
-        });
-        let mut said = Instant::now();
-        let status = loop {
-            if let Some(status) = child.try_wait()? {
-                break status;
-            }
-            thread::sleep(Duration::from_millis(50));
-            if let Some(folder) = watched.filter(|_| said.elapsed() > Duration::from_secs(15)) {
-                eprintln!("  {} so far", HumanBytes(size(folder)));
-                said = Instant::now();
-            }
-        };
-        Ok((status, reader.join().unwrap_or_default()))
-    })
-}
-
-/// The bytes of all files below `folder`, as far as they can be seen.
-fn size(folder: &Path) -> u64 {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries
-        .map(|entry| match entry.metadata() {
-            Ok(meta) if meta.is_dir() => size(&entry.path()),
-            Ok(meta) => meta.len(),
-            Err(_) => 0,
-        })
-        .sum()
-}
-
-fn last_line(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message").to_owned()
-}
-
 /// A bar on standard error; where that is no terminal, nothing is drawn.
-fn byte_bar(what: &'static str) -> ProgressBar {
+pub(crate) fn byte_bar(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new(0).with_message(what);
     let style = "{msg:>12} [{bar:40}] {binary_bytes:>10} of {binary_total_bytes} {binary_bytes_per_sec:>12} {eta:>4}";
     if let Ok(style) = ProgressStyle::with_template(style) {

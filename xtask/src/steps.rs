@@ -18,6 +18,10 @@ use crate::{
 /// What the demonstration looks at when no sentence is given: a verse that the bundled models were not trained on.
 pub const SENTENCE: &str = "If we say that we have no sin, we deceive ourselves, and the truth is not in us.";
 
+/// What a published model looks at: after the pattern has been shown once, the last position is an answer that forms over the
+/// layers.
+pub const REAL_SENTENCE: &str = "The capital of France is Paris. The capital of Japan is";
+
 /// Where it draws, in the workspace.
 pub const PICTURE: &str = "lens.png";
 
@@ -165,15 +169,24 @@ pub fn demo_build(arguments: &[OsString]) -> Vec<&'static str> {
 /// How Cargo builds the tests.
 pub const TEST_BUILD: [&str; 5] = ["--workspace", "--exclude", "bench", "--all-features", "--all-targets"];
 
-/// The demonstration: the lens of the bundled model over one sentence.
+/// The demonstration: the lens of a model, the bundled one where none is named, over one sentence.
 ///
 /// # Errors
 /// If it fails.
-pub fn demo(environment: &Environment, sentence: Option<&OsStr>, arguments: &[OsString]) -> Result<()> {
+pub fn demo(
+    environment: &Environment,
+    model: Option<&Path>,
+    sentence: Option<&OsStr>,
+    arguments: &[OsString],
+) -> Result<()> {
     let mut command = cargo(environment);
     command.arg("run").args(demo_build(arguments));
-    command.args(["--", "--measure", "probs", "--out", PICTURE]).args(arguments);
-    command.arg(sentence.unwrap_or(OsStr::new(SENTENCE)));
+    command.args(["--", "--measure", "probs", "--out", PICTURE]);
+    if let Some(model) = model {
+        command.arg("--model").arg(model);
+    }
+    let usual = if model.is_some() { REAL_SENTENCE } else { SENTENCE };
+    command.args(arguments).arg(sentence.unwrap_or(OsStr::new(usual)));
     run(&mut command)?;
     let picture = environment.workspace.join(PICTURE);
     ensure!(picture.is_file(), "the example drew nothing at {}", picture.display());
