@@ -2,7 +2,7 @@
 
 use std::{fmt, sync::Arc, time::SystemTime};
 
-use minijinja::{Environment, ErrorKind, Value};
+use minijinja::{Environment, ErrorKind, Value, value::Serde};
 use serde::Serialize;
 
 use super::{
@@ -126,11 +126,11 @@ impl ChatTemplate {
         values.push(("tools".into(), Value::from(())));
         values.push(("documents".into(), Value::from(())));
         values.extend(self.special.iter().map(|(role, token)| ((*role).to_owned(), Value::from(token.as_str()))));
-        values.extend(options.values.iter().map(|(name, value)| (name.clone(), Value::from_serialize(value))));
-        values.push(("messages".into(), Value::from_serialize(messages)));
+        values.extend(options.values.iter().map(|(name, value)| (name.clone(), Value::from(Serde(value)))));
+        values.push(("messages".into(), Value::from(Serde(messages))));
         values.push(("add_generation_prompt".into(), Value::from(options.add_generation_prompt)));
         values.extend(options.now.map(|now| (NOW.to_owned(), Value::from(seconds(now)))));
-        let context: Value = values.into_iter().collect();
+        let context = Value::from_pairs(values);
         let rendered = self.environment.get_template(&self.name).and_then(|template| template.render(context));
         rendered.map_err(|error| refused(&self.name, &error))
     }
@@ -162,7 +162,11 @@ mod tests {
             "chat template \"default\", line 2: Roles must alternate"
         );
         assert!(reason("a\nb\n{% if %}").starts_with("chat template \"default\", line 3: "), "{}", reason("{% if %}"));
-        assert!(reason("{{ messages[0].role.shout() }}").contains("shout"), "{}", reason("{{ messages[0].role.shout() }}"));
+        assert!(
+            reason("{{ messages[0].role.shout() }}").contains("shout"),
+            "{}",
+            reason("{{ messages[0].role.shout() }}")
+        );
         assert!(reason("{{ 'a'.b.c }}").contains("line 1"));
     }
 
@@ -171,15 +175,24 @@ mod tests {
         let cases = [
             ("{{ messages[0]['content'].strip() }}|{{ messages[0].content.split('-')[-1] }}", "a-b|b "),
             ("{{ 'abc'[1:] }}{{ 'abc'[::-1] }}{{ messages[::-1][0].role }}{{ 'abc'[:-1] }}", "bccbauserab"),
-            ("{{ 'x'.startswith('x') and not 'x'.endswith(('a', 'b')) }}", "true"),
-            ("{% set n = namespace(i=0) %}{% for c in 'ab' %}{% set n.i = n.i + loop.index0 %}{% endfor %}{{ n.i }}", "1"),
+            ("{{ 'x'.startswith('x') and not 'x'.endswith(('a', 'b')) }}", "True"),
+            (
+                "{% set n = namespace(i=0) %}{% for c in 'ab' %}{% set n.i = n.i + loop.index0 %}{% endfor %}{{ n.i }}",
+                "1",
+            ),
             ("{% macro f(x, y='d') %}<{{ x }}{{ y }}>{% endmacro %}{{ f('a') }}{{ f('b', y='c') }}", "<ad><bc>"),
-            ("{% for i in range(5) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}", "02"),
+            (
+                "{% for i in range(5) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+                "02",
+            ),
             ("{{ {'a': '<é>', 'b': [1, 2.5]} | tojson }}", r#"{"a": "<é>", "b": [1, 2.5]}"#),
             ("  {% if true %}\n  x\n  {% endif %}\ny\n", "  x\ny"),
             ("{% generation %}\n{% set x = 1 %}z{% endgeneration %}{{ x }}", "z"),
             ("{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "b1a2"),
-            ("{{ tools is none }}{{ custom is defined }}{{ messages is iterable }}{{ messages[0] is mapping }}", "truefalsetruetrue"),
+            (
+                "{{ tools is none }}{{ custom is defined }}{{ messages is iterable }}{{ messages[0] is mapping }}",
+                "TrueFalseTrueTrue",
+            ),
             ("{{ messages[0].get('name', 'nobody') }}", "nobody"),
             ("{{ (messages | selectattr('role', 'equalto', 'user') | list | length) }}", "1"),
             ("{{ '' ~ true ~ none ~ 1.0 }}", "TrueNone1.0"),

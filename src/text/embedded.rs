@@ -243,7 +243,8 @@ impl EmbeddedTokenizer {
         if self.scores.is_empty() && !by_position {
             return Err(wrong("scores and merges are both missing"));
         }
-        let ids: HashMap<&str, usize> = self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
+        let ids: HashMap<&str, usize> =
+            self.tokens.iter().enumerate().map(|(id, token)| (token.as_str(), id)).collect();
         let mut merges = Vec::new();
         for (id, token) in self.tokens.iter().enumerate() {
             let score = self.scores.get(id).copied().filter(|score| score.is_finite()).unwrap_or(f32::MIN);

@@ -86,9 +86,5 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 fn template_names(name: &str, known: &[String]) -> String {
-    if known.is_empty() {
-        String::new()
-    } else {
-        format!(" called {name:?}; there are: {}", known.join(", "))
-    }
+    if known.is_empty() { String::new() } else { format!(" called {name:?}; there are: {}", known.join(", ")) }
 }

@@ -143,13 +143,13 @@ fn add_tokens(pipeline: &mut Tokenizer, config: &Map<String, Value>, path: &Path
             continue;
         }
         let content = token.content.clone();
-        let added =
-            if token.special { pipeline.add_special_tokens([token]) } else { pipeline.add_tokens([token]) };
+        let added = if token.special { pipeline.add_special_tokens([token]) } else { pipeline.add_tokens([token]) };
         added.map_err(|error| refused(path, error))?;
         let found = pipeline.token_to_id(&content);
         if found != Some(id) {
             let found = found.map_or_else(|| "none".to_owned(), |found| found.to_string());
-            let reason = format!("added_tokens_decoder says that {content:?} has the id {id}, the tokenizer says {found}");
+            let reason =
+                format!("added_tokens_decoder says that {content:?} has the id {id}, the tokenizer says {found}");
             return Err(refused(path, reason));
         }
     }

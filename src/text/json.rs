@@ -154,22 +154,22 @@ mod tests {
 
     fn dumps(value: serde_json::Value, arguments: &[(&str, Value)]) -> String {
         let arguments: Kwargs = arguments.iter().cloned().collect();
-        Style::from_arguments(&arguments).unwrap().write(&Value::from_serialize(value)).unwrap()
+        Style::from_arguments(&arguments).unwrap().write(&Value::from(minijinja::value::Serde(value))).unwrap()
     }
 
     #[test]
     fn values_are_written_as_python_writes_them() {
-        let value = serde_json::json!({"b": [1, 2.0, 1e20, 1e-7, true, null], "a": "<é\"\\\n\u{1}🚀>", "c": {}, "d": []});
+        let value =
+            serde_json::json!({"b": [1, 2.0, 1e20, 1e-7, true, null], "a": "<é\"\\\n\u{1}🚀>", "c": {}, "d": []});
         assert_eq!(
             dumps(value.clone(), &[]),
             r#"{"b": [1, 2.0, 1e+20, 1e-07, true, null], "a": "<é\"\\\n\u0001🚀>", "c": {}, "d": []}"#
         );
         assert_eq!(
-            dumps(serde_json::json!({"b": [1], "a": "é🚀"}), &[
-                ("indent", Value::from(2)),
-                ("sort_keys", Value::from(true)),
-                ("ensure_ascii", Value::from(true))
-            ]),
+            dumps(
+                serde_json::json!({"b": [1], "a": "é🚀"}),
+                &[("indent", Value::from(2)), ("sort_keys", Value::from(true)), ("ensure_ascii", Value::from(true))]
+            ),
             "{\n  \"a\": \"\\u00e9\\ud83d\\ude80\",\n  \"b\": [\n    1\n  ]\n}"
         );
         let separators = Value::from(vec![",", ":"]);

@@ -79,8 +79,8 @@ const GPT_4O: &str = cased!(r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?", r"\p{N}{1,3}");
 const TINY_AYA_NUMBERS: &str = r"\d{1,3}(?=(?:\d{3})*\b)";
 const SENTENCES: &str = r" ?[^(\s|.,!?…。，、।۔،)]+";
 const DEEPSEEK_LATIN: &str = concat!(
-    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼ",
-    r"ιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻",
+    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-\x{1F7D}ᾀ-ᾴᾶ-ᾼ",
+    r"\x{1FBE}ῂ-ῄῆ-ῌῐ-\x{1FD3}ῖ-\x{1FDB}ῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤ\x{2126}ℨ\x{212A}-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻",
     r"𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+"
 );
 const DEEPSEEK_CJK: &str = "[一-龥ࠀ-一가-퟿]+";
@@ -97,17 +97,26 @@ const fn whole_pieces(steps: &'static [Step], add_bos: bool) -> Splitting {
     Splitting { steps, ignore_merges: true, add_bos }
 }
 
-/// What is known: the first name of each line is the usual one.
+/// Names of ways, and the ways. The first name of each line is the usual one.
 const KNOWN: &[(&[&str], Splitting)] = &[
     (
-        &["gpt-2", "phi-2", "gigachat", "a.x-4.0", "mellum", "modern-bert", "exaone4", "mpt", "olmo", "jais", "trillion",
-          "granite-docling"],
+        &[
+            "gpt-2",
+            "phi-2",
+            "gigachat",
+            "a.x-4.0",
+            "mellum",
+            "modern-bert",
+            "exaone4",
+            "mpt",
+            "olmo",
+            "jais",
+            "trillion",
+            "granite-docling",
+        ],
         plain(&[Gpt2]),
     ),
-    (
-        &["default"],
-        plain(&[Matches(r"[\p{P}\$\+<=>\^~\|]+"), Gpt2, Matches(r"\p{N}+"), Matches("[0-9][0-9][0-9]")]),
-    ),
+    (&["default"], plain(&[Matches(r"[\p{P}\$\+<=>\^~\|]+"), Gpt2, Matches(r"\p{N}+"), Matches("[0-9][0-9][0-9]")])),
     (
         &["llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2", "jina-v5-nano"],
         whole_pieces(&[Matches(LLAMA3)], true),
@@ -183,9 +192,8 @@ impl Splitting {
 impl Step {
     fn build(self) -> tokenizers::Result<PreTokenizerWrapper> {
         let isolated = SplitDelimiterBehavior::Isolated;
-        let expression = |expression: &str| {
-            Ok(Split::new(SplitPattern::Regex(expression.to_owned()), isolated, false)?.into())
-        };
+        let expression =
+            |expression: &str| Ok(Split::new(SplitPattern::Regex(expression.to_owned()), isolated, false)?.into());
         match self {
             Matches(text) => expression(text),
             EachDigit => Ok(Digits::new(true).into()),

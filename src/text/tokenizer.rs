@@ -206,10 +206,8 @@ impl Tokenizer {
     ///
     /// As [`Tokenizer::chat_template`].
     pub fn chat_template_named(&self, name: &str) -> Result<ChatTemplate> {
-        let missing = || Error::NoChatTemplate {
-            name: name.to_owned(),
-            known: self.inner.templates.keys().cloned().collect(),
-        };
+        let missing =
+            || Error::NoChatTemplate { name: name.to_owned(), known: self.inner.templates.keys().cloned().collect() };
         let source = self.inner.templates.get(name).ok_or_else(missing)?;
         Ok(ChatTemplate::new(name, source)?.with_special_tokens(&self.inner.special))
     }
