@@ -18,9 +18,10 @@ use transformer_utils::{
     lowmem::{self, Checkpoint, LoadOptions},
     models::{Family, Input, Model, NoObserver, Products},
     tch::{self, Cuda, Device, Kind, Tensor},
+    text::Tokenizer,
 };
 
-use common::{model, output, system, table, tokens::Tokens};
+use common::{model, output, system, table};
 
 /// Say what is there and what is missing.
 ///
@@ -284,13 +285,13 @@ fn bundled(name: &'static str) -> Finding {
         let checkpoint = Checkpoint::open(&folder)?;
         let model = Model::open(&checkpoint, &LoadOptions::default())?;
         model.forward(&Input::from_rows(&[[0]])?, &mut NoObserver)?;
-        let tokens = Tokens::of(&checkpoint)?.context("its tokenizer.json is missing")?;
+        let tokenizer = Tokenizer::of(&checkpoint)?.context("its tokenizer.json is missing")?;
         let size = table::size(checkpoint.index().bytes());
         Ok(format!(
             "{}, {} blocks, {} tokens, {size}",
             model.config().family.title,
             model.config().layers(),
-            tokens.len()
+            tokenizer.vocabulary_size()
         ))
     };
     match look() {

@@ -6,10 +6,13 @@ use std::{io::Write, ops::ControlFlow, process::ExitCode};
 
 use anyhow::Result;
 use clap::Parser;
-use transformer_utils::models::{Ending, GenerateOptions, GeneratedRow, NewToken, Sampling, generate};
+use transformer_utils::{
+    models::{Ending, GenerateOptions, GeneratedRow, NewToken, Sampling, generate},
+    text::TextStream,
+};
 
 use common::{
-    input::InputFlags,
+    input::{ChatFlags, InputFlags},
     model::{ModelFlags, Opened},
 };
 
@@ -25,6 +28,9 @@ struct Flags {
 
     #[command(flatten)]
     input: InputFlags,
+
+    #[command(flatten)]
+    chat: ChatFlags,
 
     /// Tokens to add, at most.
     #[arg(long, value_name = "N", default_value_t = 40, help_heading = "Generation")]
@@ -85,7 +91,7 @@ fn run(flags: Flags) -> Result<()> {
     let options = flags.options();
     options.check()?;
     let opened = flags.model.open()?;
-    let rows = flags.input.read(&opened)?;
+    let rows = flags.input.read_chat(&flags.chat, &opened)?;
     let mut writer = match &rows.text {
         Some(text) => Writer::text(&opened, text)?,
         None if rows.ids.len() == 1 => Writer::ids(rows.single()?)?,
@@ -132,7 +138,7 @@ fn join(ids: &[i64]) -> String {
 /// Writes tokens to standard output as they come.
 enum Writer<'a> {
     /// As text.
-    Text { opened: &'a Opened, pending: Vec<u8> },
+    Text { opened: &'a Opened, stream: TextStream },
     /// As numbers.
     Ids,
     /// Rows of a batch come in turns, which nobody could read.
@@ -142,7 +148,7 @@ enum Writer<'a> {
 impl<'a> Writer<'a> {
     fn text(opened: &'a Opened, prompt: &str) -> Result<Self> {
         put(prompt.as_bytes())?;
-        Ok(Self::Text { opened, pending: Vec::new() })
+        Ok(Self::Text { opened, stream: opened.need_tokenizer()?.stream(false) })
     }
 
     fn ids(prompt: &[i64]) -> Result<Self> {
@@ -152,13 +158,12 @@ impl<'a> Writer<'a> {
 
     fn token(&mut self, token: NewToken) -> Result<()> {
         match self {
-            Self::Text { opened, pending } => {
+            Self::Text { opened, stream } => {
                 // The end-of-text token says that the text is over; it is no part of it.
                 if opened.config().end_tokens.contains(&token.id) {
                     return Ok(());
                 }
-                pending.extend(opened.need_tokens()?.bytes(token.id));
-                put(take_text(pending, false).as_bytes())
+                put(stream.push(token.id).as_bytes())
             }
             Self::Ids => put(format!(",{}", token.id).as_bytes()),
             Self::Silent => Ok(()),
@@ -166,8 +171,8 @@ impl<'a> Writer<'a> {
     }
 
     fn end(&mut self) -> Result<()> {
-        if let Self::Text { pending, .. } = self {
-            put(take_text(pending, true).as_bytes())?;
+        if let Self::Text { stream, .. } = self {
+            put(stream.finish().as_bytes())?;
         }
         if let Self::Silent = self { Ok(()) } else { put(b"\n") }
     }
@@ -178,28 +183,4 @@ fn put(bytes: &[u8]) -> Result<()> {
     out.write_all(bytes)?;
     // Whoever watches wants to see it now.
     Ok(out.flush()?)
-}
-
-/// Takes the text that `bytes` begin with. A character can lie in several tokens: the bytes of an unfinished one stay,
-/// unless this is the end. Bytes that are no character become U+FFFD.
-fn take_text(bytes: &mut Vec<u8>, end: bool) -> String {
-    let mut text = String::new();
-    let mut rest = 0;
-    for chunk in bytes.utf8_chunks() {
-        text.push_str(chunk.valid());
-        rest += chunk.valid().len();
-        let broken = chunk.invalid();
-        let unfinished = !end && rest + broken.len() == bytes.len() && is_unfinished(broken);
-        if !broken.is_empty() && !unfinished {
-            text.push(char::REPLACEMENT_CHARACTER);
-            rest += broken.len();
-        }
-    }
-    bytes.drain(..rest);
-    text
-}
-
-/// Whether more bytes could make a character of these.
-fn is_unfinished(bytes: &[u8]) -> bool {
-    std::str::from_utf8(bytes).is_err_and(|error| error.error_len().is_none())
 }

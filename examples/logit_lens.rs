@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use common::{
-    input::{InputFlags, Positions},
+    input::{ChatFlags, InputFlags, Positions},
     model::{ModelFlags, Opened},
     output,
 };
@@ -38,6 +38,9 @@ struct Flags {
 
     #[command(flatten)]
     input: InputFlags,
+
+    #[command(flatten)]
+    chat: ChatFlags,
 
     /// What to show, separated by commas: logits, probs, ranks (of the model's final prediction), kl (KL(final || row)),
     /// reverse_kl, entropy, cross_entropy (with the next token).
@@ -107,7 +110,7 @@ struct Flags {
     compare: Option<PathBuf>,
 
     /// Redraw a table from a .json; no model is run.
-    #[arg(long, value_name = "TABLE.json", conflicts_with_all = ["text", "file", "ids", "model"])]
+    #[arg(long, value_name = "TABLE.json", conflicts_with_all = ["text", "file", "ids", "chat", "model"])]
     redraw: Option<PathBuf>,
 
     /// Light on dark pictures.
@@ -212,7 +215,7 @@ fn read_table(path: &Path) -> Result<Table> {
 fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     ensure!(flags.memory > 0, "--memory 0: some memory is needed");
     let opened = flags.model.open()?;
-    let rows = flags.input.read(&opened)?;
+    let rows = flags.input.read_chat(&flags.chat, &opened)?;
     let vocabulary = opened.model.architecture().vocabulary;
     let interactive = outputs.iter().any(|(_, format)| *format == Format::Html);
     let options = LensOptions::default()
@@ -245,12 +248,12 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
         lens = lens.tuned(tuned)?;
     }
     // A tokenizer that cannot be read is reported before anything runs.
-    opened.tokens()?;
+    opened.tokenizer()?;
     Ok(lens.tables(&opened.name, &prompts, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?)
 }
 
 fn track(opened: &Opened, text: &str) -> Result<(String, i64)> {
-    let ids = opened.need_tokens()?.encode(text)?;
+    let ids = opened.need_tokenizer()?.encode(text, false)?;
     match ids[..] {
         [id] => Ok((text.to_owned(), id)),
         _ => {

@@ -115,9 +115,9 @@ fn run(flags: Flags) -> Result<()> {
     let longest = opened.model.architecture().context as usize;
     let context = flags.context.unwrap_or(longest.min(256));
     ensure!((1..=longest).contains(&context), "--context {context}: the model reads 1 to {longest} tokens");
-    let tokens = opened.need_tokens()?;
+    let tokenizer = opened.need_tokenizer()?;
     let (train, held_out) = texts::split(&flags.texts, flags.held_out)?;
-    let (train, held_out) = (tokens.encode(&train)?, tokens.encode(&held_out)?);
+    let (train, held_out) = (tokenizer.encode(&train, true)?, tokenizer.encode(&held_out, true)?);
     for (what, part) in [("training", &train), ("held-out", &held_out)] {
         let found = part.len();
         ensure!(

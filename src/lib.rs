@@ -28,6 +28,8 @@ pub use models;
 pub use partial;
 pub use tch;
 
+#[cfg(feature = "text")]
+pub mod text;
 pub mod tuned_lens;
 
 /// The names most programs need.

@@ -292,7 +292,7 @@ impl Job<'_> {
         };
         let mut ids = match (full.ids, full.text) {
             (Some(ids), _) => ids,
-            (None, Some(text)) => opened.need_tokens()?.encode(&text)?,
+            (None, Some(text)) => opened.need_tokenizer()?.encode(&text, true)?,
             (None, None) => bail!(expected),
         };
         if self.flags.truncate {

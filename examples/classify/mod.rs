@@ -141,10 +141,11 @@ struct Data {
 impl Data {
     fn read(flags: &TrainingFlags, opened: &Opened, labels: Option<&[String]>) -> Result<Self> {
         let folder = flags.data.clone().unwrap_or_else(|| bundled_models().join("word-order"));
-        let tokens = opened.need_tokens()?;
+        let tokenizer = opened.need_tokenizer()?;
         let encode = |path: PathBuf, examples: &[(String, String)], labels: &[String]| {
-            let encoded =
-                data::encode(examples, labels, opened.model.architecture().context, |text| tokens.encode(text));
+            let encoded = data::encode(examples, labels, opened.model.architecture().context, |text| {
+                Ok(tokenizer.encode(text, true)?)
+            });
             encoded.with_context(|| path.display().to_string())
         };
         let held_out_path = folder.join("held-out.tsv");

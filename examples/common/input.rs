@@ -4,7 +4,10 @@ use std::{io::Read, ops::Range, path::PathBuf, str::FromStr};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use transformer_utils::models::{self, Input};
+use transformer_utils::{
+    models::{self, Input},
+    text::Message,
+};
 
 use super::model::Opened;
 
@@ -24,6 +27,26 @@ pub struct InputFlags {
     /// the right and the padding is masked. Needs no tokenizer.
     #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
     pub ids: Option<String>,
+}
+
+/// The text as a message of a chat.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Input")]
+pub struct ChatFlags {
+    /// Read the text as the user's message: the checkpoint's chat template writes it down, up to where the answer begins.
+    #[arg(long, conflicts_with = "ids")]
+    pub chat: bool,
+
+    /// What the model is told to be, before the user's message.
+    #[arg(long, value_name = "TEXT", requires = "chat")]
+    pub system: Option<String>,
+}
+
+impl ChatFlags {
+    /// The chat with this message.
+    fn messages(&self, text: String) -> Vec<Message> {
+        self.system.iter().map(Message::system).chain([Message::user(text)]).collect()
+    }
 }
 
 /// Rows of token ids that the model can read, and the text they came from.
@@ -47,11 +70,25 @@ impl InputFlags {
     ///
     /// No input, an empty one, one that is too long, ids outside the vocabulary; text without a tokenizer.
     pub fn read(&self, opened: &Opened) -> Result<Rows> {
+        self.read_chat(&ChatFlags::default(), opened)
+    }
+
+    /// The same, for programs that also read chats.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read); a chat without a template, or one that the template refuses.
+    pub fn read_chat(&self, chat: &ChatFlags, opened: &Opened) -> Result<Rows> {
         let rows = if let Some(ids) = &self.ids {
             Rows { ids: parse_rows(ids)?, text: None }
         } else {
-            let text = self.read_text()?;
-            Rows { ids: vec![opened.need_tokens()?.encode(&text)?], text: Some(text) }
+            let mut text = self.read_text()?;
+            let tokenizer = opened.need_tokenizer()?;
+            if chat.chat {
+                text = tokenizer.chat_template().context("--chat")?.render(&chat.messages(text), true)?;
+            }
+            // A template writes the special tokens itself.
+            Rows { ids: vec![tokenizer.encode(&text, !chat.chat)?], text: Some(text) }
         };
         rows.check(opened)?;
         Ok(rows)

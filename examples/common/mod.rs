@@ -12,7 +12,6 @@ pub mod table;
 pub mod tensors;
 pub mod terminal;
 pub mod texts;
-pub mod tokens;
 
 use std::{
     io::Write,

@@ -19,9 +19,10 @@ use transformer_utils::{
     lowmem::{Checkpoint, DtypeChoice, ExtraTensors, HubOptions, LoadOptions, LoadReport, Residency, Source},
     models::{Config, Model, Numerics},
     tch::{Cuda, Device},
+    text::Tokenizer,
 };
 
-use super::{progress::LoadBar, system, tokens::Tokens};
+use super::{progress::LoadBar, system};
 
 /// Which model, and how to place it.
 #[derive(Args, Clone, Debug)]
@@ -161,7 +162,7 @@ pub struct Opened {
     pub load_ms: f64,
     /// MiB of private memory that opening it took, where the system says.
     pub load_private_mib: Option<f64>,
-    tokens: OnceCell<Option<Tokens>>,
+    tokenizer: OnceCell<Option<Tokenizer>>,
 }
 
 /// How a model was placed, for reports.
@@ -244,7 +245,7 @@ impl ModelFlags {
         notes(&model.report()).iter().for_each(|note| eprintln!("note: {note}"));
         let load_ms = milliseconds(start);
         let load_private_mib = system::private_mib().zip(before).map(|(after, before)| (after - before).max(0.0));
-        Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokens: OnceCell::new() })
+        Ok(Opened { model, checkpoint, name: self.name(), load_ms, load_private_mib, tokenizer: OnceCell::new() })
     }
 }
 
@@ -277,12 +278,12 @@ impl Opened {
     /// # Errors
     ///
     /// A tokenizer that is there and cannot be read.
-    pub fn tokens(&self) -> Result<Option<&Tokens>> {
-        if let Some(tokens) = self.tokens.get() {
-            return Ok(tokens.as_ref());
+    pub fn tokenizer(&self) -> Result<Option<&Tokenizer>> {
+        if let Some(tokenizer) = self.tokenizer.get() {
+            return Ok(tokenizer.as_ref());
         }
-        let tokens = Tokens::of(&self.checkpoint)?;
-        Ok(self.tokens.get_or_init(|| tokens).as_ref())
+        let tokenizer = Tokenizer::of(&self.checkpoint)?;
+        Ok(self.tokenizer.get_or_init(|| tokenizer).as_ref())
     }
 
     /// The tokenizer, for those who have text.
@@ -290,17 +291,17 @@ impl Opened {
     /// # Errors
     ///
     /// Says that there is none, and what works without.
-    pub fn need_tokens(&self) -> Result<&Tokens> {
+    pub fn need_tokenizer(&self) -> Result<&Tokenizer> {
         let missing = || {
             let folder = self.checkpoint.folder().display();
             format!("{folder}: no tokenizer.json there, so text cannot be read; give token ids with --ids")
         };
-        self.tokens()?.with_context(missing)
+        self.tokenizer()?.with_context(missing)
     }
 
     /// The text of a token, bytes that are no UTF-8 written `\xE2`; the bare id where there is no tokenizer.
     pub fn token_text(&self, id: i64) -> Result<String> {
-        Ok(self.tokens()?.map_or_else(|| id.to_string(), |tokens| tokens.token_text(id)))
+        Ok(self.tokenizer()?.map_or_else(|| id.to_string(), |tokenizer| tokenizer.token_text(id)))
     }
 
     /// How the model was placed.

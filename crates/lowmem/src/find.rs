@@ -15,10 +15,17 @@ use crate::{
 
 /// Files beside the weights that every use needs.
 const CONFIG: &str = "config.json";
-/// Files that are fetched where the repository has them.
-const OPTIONAL: [&str; 2] = ["tokenizer.json", "generation_config.json"];
+const TOKENIZER: &str = "tokenizer.json";
 /// Files that make up for a missing `tokenizer.json`.
-const OLD_TOKENIZER: [&str; 3] = ["tokenizer_config.json", "vocab.json", "merges.txt"];
+const OLD_TOKENIZER: [&str; 2] = ["vocab.json", "merges.txt"];
+/// Files that are fetched where the repository has them.
+const OPTIONAL: [&str; 5] = [
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 
 impl Checkpoint {
     /// Finds and indexes a checkpoint: on this machine, in the local Hugging Face cache, or on the Hub.
@@ -52,11 +59,10 @@ impl Checkpoint {
             Err(_) if complete || options.is_offline() => Ok(false),
             Err(error) => Err(error),
         };
-        let [tokenizer, generation] = OPTIONAL;
-        if !optional(&tokenizer)? {
+        if !optional(&TOKENIZER)? {
             OLD_TOKENIZER.iter().try_for_each(|name| optional(name).map(drop))?;
         }
-        optional(&generation)?;
+        OPTIONAL.iter().try_for_each(|name| optional(name).map(drop))?;
         let index = match index_folder(&remote)? {
             Some(index) => index,
             None if remote.is_offline() => return Err(remote.entry.not_cached(WEIGHTS[0], OFFLINE)),
