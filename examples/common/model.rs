@@ -213,7 +213,11 @@ impl ModelFlags {
         let Some(asked) = &self.model else { return "tiny-gpt2".into() };
         match Path::new(asked).canonicalize() {
             Ok(path) => {
-                // A weight file is named after its folder: they are all called model.safetensors.
+                // A GGUF file has the model's name. Other weight files are named after their folder: they are all called
+                // model.safetensors.
+                if path.extension().is_some_and(|extension| extension == "gguf") {
+                    return path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                }
                 let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
                 let name = folder.and_then(Path::file_name);
                 name.map_or_else(|| asked.clone(), |name| name.to_string_lossy().into_owned())

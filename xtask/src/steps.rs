@@ -181,7 +181,9 @@ pub fn demo(
 ) -> Result<()> {
     let mut command = cargo(environment);
     command.arg("run").args(demo_build(arguments));
-    command.args(["--", "--measure", "probs", "--out", PICTURE]);
+    // How likely an answer is, is decided late; which rank it has, long before.
+    let measure = if model.is_some() { "ranks" } else { "probs" };
+    command.args(["--", "--measure", measure, "--out", PICTURE]);
     if let Some(model) = model {
         command.arg("--model").arg(model);
     }
