@@ -137,17 +137,17 @@ fn cuda() -> Finding {
     if Cuda::is_available() {
         return Finding::good("CUDA", format!("{} devices, --device cuda:N", Cuda::device_count()));
     }
-    if let CudaLibrary::Failed { path, reason } = library {
-        return Finding::note("CUDA", format!("none: {} does not load: {reason}", path.display()))
-            .advice("until it does, everything runs on the CPU");
-    }
     let driver = Path::new("/proc/driver/nvidia/version").exists();
-    match (driver, tch::utils::has_cuda()) {
-        (true, false) => Finding::note("CUDA", "there is a driver, but this libtorch has no CUDA")
+    match (library, driver) {
+        (CudaLibrary::Failed { path, reason }, _) => {
+            Finding::note("CUDA", format!("none: {} does not load: {reason}", path.display()))
+                .advice("until it does, everything runs on the CPU")
+        }
+        (CudaLibrary::Loaded(_), true) => Finding::note("CUDA", "this libtorch has it, but the driver finds no device"),
+        (CudaLibrary::Loaded(_), false) => Finding::note("CUDA", "this libtorch has it, but there is no driver"),
+        (_, true) => Finding::note("CUDA", "there is a driver, but this libtorch has no CUDA")
             .advice("point LIBTORCH at a CUDA libtorch and build again"),
-        (true, true) => Finding::note("CUDA", "this libtorch has it, and there is a driver, but no device"),
-        (false, true) => Finding::note("CUDA", "this libtorch has it, but there is neither driver nor device"),
-        (false, false) => Finding::note("CUDA", "none; runs on the CPU"),
+        (_, false) => Finding::note("CUDA", "none; runs on the CPU"),
     }
 }
 

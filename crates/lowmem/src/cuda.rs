@@ -132,7 +132,8 @@ mod tests {
     #[test]
     fn the_folder_is_that_of_the_library_that_is_mapped() {
         assert_eq!(linux::folder_in(MAPS.as_bytes()).unwrap(), Path::new("/opt/my torch/lib"));
-        let without: String = MAPS.lines().filter(|line| !line.contains("my torch")).map(|l| format!("{l}\n")).collect();
+        let without: String =
+            MAPS.lines().filter(|line| !line.contains("my torch")).map(|l| format!("{l}\n")).collect();
         assert_eq!(linux::folder_in(without.as_bytes()), None);
         let mut odd = b"7f-8f r--p 0 fe:00 1 /opt/\xff/libc.so\n".to_vec();
         odd.extend(MAPS.as_bytes());
@@ -157,7 +158,8 @@ mod tests {
     fn a_file_that_is_no_library_is_reported_with_the_loaders_reason() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("libtorch_cuda.so");
-        std::fs::write(&file, "not a library, but long enough to be read as a header of one, and then some more").unwrap();
+        std::fs::write(&file, "not a library, but long enough to be read as a header of one, and then some more")
+            .unwrap();
         let CudaLibrary::Failed { path, reason } = load_from(folder.path()) else { panic!("it loads") };
         assert_eq!(path, file);
         assert!(reason.contains("libtorch_cuda.so"), "{reason}");
