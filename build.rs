@@ -13,19 +13,12 @@ fn main() {
     let Ok(lib) = env::var("DEP_TCH_LIBTORCH_LIB") else {
         return;
     };
+    // The link in the workspace may move to another libtorch; the program should not follow it half-way.
+    let lib = Path::new(&lib).canonicalize().map_or(lib, |path| path.display().to_string());
     // Read by the build scripts of crates that depend on transformer-utils.
     println!("cargo::metadata=LIBTORCH_LIB={lib}");
     let family = env::var("CARGO_CFG_TARGET_FAMILY").unwrap_or_default();
-    if !family.split(',').any(|family| family == "unix") {
-        return;
-    }
-    // The link in the workspace may move to another libtorch; the program should not follow it half-way.
-    let resolved = Path::new(&lib).canonicalize().map_or(lib, |path| path.display().to_string());
-    println!("cargo::rustc-link-arg=-Wl,-rpath,{resolved}");
-    if Path::new(&resolved).join("libtorch_cuda.so").exists() {
-        // Nothing refers to a symbol of the CUDA libraries, so --as-needed would drop them and CUDA would be "not found".
-        for argument in ["-Wl,--no-as-needed", &format!("-L{resolved}"), "-ltorch_cuda", "-ltorch"] {
-            println!("cargo::rustc-link-arg={argument}");
-        }
+    if family.split(',').any(|family| family == "unix") {
+        println!("cargo::rustc-link-arg=-Wl,-rpath,{lib}");
     }
 }

@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
 use transformer_utils::{
-    lowmem::{self, Checkpoint, LoadOptions},
+    lowmem::{self, Checkpoint, CudaLibrary, LoadOptions},
     models::{Family, Input, Model, NoObserver, Products},
     tch::{self, Cuda, Device, Kind, Tensor},
     text::Tokenizer,
@@ -107,12 +107,11 @@ fn run(flags: Flags) -> Result<ExitCode> {
 const LIBTORCH: &str = "2.13.0";
 
 fn libtorch() -> Finding {
-    let Some(library) = loaded_library("libtorch_cpu") else {
+    let Some(folder) = lowmem::libtorch_folder() else {
         return Finding::note("libtorch", format!("{LIBTORCH}, the release this program was built for"));
     };
-    let folder = library.parent().unwrap_or(Path::new(""));
     let shown = folder.display();
-    match version(folder) {
+    match version(&folder) {
         Some(version) if version.split('+').next() == Some(LIBTORCH) => {
             Finding::good("libtorch", format!("{version} from {shown}"))
         }
@@ -120,16 +119,6 @@ fn libtorch() -> Finding {
             .advice("cargo xtask libtorch fetches the right one"),
         None => Finding::good("libtorch", format!("from {shown}")),
     }
-}
-
-/// The file from which this process has loaded a library.
-fn loaded_library(stem: &str) -> Option<PathBuf> {
-    let maps = fs::read_to_string("/proc/self/maps").ok()?;
-    let path = maps
-        .lines()
-        .filter_map(|line| line.get(line.find('/')?..))
-        .find(|path| Path::new(path).file_name().is_some_and(|name| name.to_string_lossy().starts_with(stem)))?;
-    Some(PathBuf::from(path))
 }
 
 /// What the distribution around a library folder says it is: an archive has `build-version`, a wheel `version.py`.
@@ -144,15 +133,22 @@ fn version(folder: &Path) -> Option<String> {
 }
 
 fn cuda() -> Finding {
+    // First: libtorch looks once for its CUDA library.
+    let library = lowmem::cuda_library();
     if Cuda::is_available() {
         return Finding::good("CUDA", format!("{} devices, --device cuda:N", Cuda::device_count()));
     }
     let driver = Path::new("/proc/driver/nvidia/version").exists();
-    match (driver, tch::utils::has_cuda()) {
-        (true, false) => Finding::note("CUDA", "there is a driver, but this libtorch has no CUDA")
+    match (library, driver) {
+        (CudaLibrary::Failed { path, reason }, _) => {
+            Finding::note("CUDA", format!("none: {} does not load: {reason}", path.display()))
+                .advice("until it does, everything runs on the CPU")
+        }
+        (CudaLibrary::Loaded(_), true) => Finding::note("CUDA", "this libtorch has it, but the driver finds no device"),
+        (CudaLibrary::Loaded(_), false) => Finding::note("CUDA", "this libtorch has it, but there is no driver"),
+        (_, true) => Finding::note("CUDA", "there is a driver, but this libtorch has no CUDA")
             .advice("point LIBTORCH at a CUDA libtorch and build again"),
-        (_, true) => Finding::note("CUDA", "this libtorch has it, but there is no device"),
-        (false, false) => Finding::note("CUDA", "none; runs on the CPU"),
+        (_, false) => Finding::note("CUDA", "none; runs on the CPU"),
     }
 }
 

@@ -23,7 +23,7 @@ struct ActivationsGuide;
 
 pub use lens;
 pub use lowmem;
-pub use lowmem::prepare_libtorch;
+pub use lowmem::{cuda_if_available, prepare_libtorch};
 pub use models;
 pub use partial;
 pub use tch;
@@ -34,7 +34,7 @@ pub mod tuned_lens;
 
 /// The names most programs need.
 pub mod prelude {
-    pub use lowmem::{Checkpoint, LoadOptions, Residency};
+    pub use lowmem::{Checkpoint, LoadOptions, Residency, cuda_if_available};
     pub use models::{Config, Input, KvCache, Model, Observer, Site};
     pub use partial::{Activations, Edit, Run, partial_forward};
 }

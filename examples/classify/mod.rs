@@ -149,7 +149,11 @@ impl Data {
             encoded.with_context(|| path.display().to_string())
         };
         let held_out_path = folder.join("held-out.tsv");
-        let held_out = data::read(&held_out_path)?;
+        let hint = || match flags.data {
+            Some(_) => "--data",
+            None => "the bundled texts are not where this program was built; choose others with --data",
+        };
+        let held_out = data::read(&held_out_path).with_context(hint)?;
         if let Some(labels) = labels {
             let held_out = encode(held_out_path, &held_out, labels)?;
             return Ok(Self { labels: labels.to_vec(), train: Vec::new(), held_out });

@@ -18,6 +18,7 @@ use serde::Serialize;
 use transformer_utils::{
     lowmem::{Checkpoint, DtypeChoice, ExtraTensors, HubOptions, LoadOptions, LoadReport, Residency, Source},
     models::{Config, Model, Numerics},
+    prepare_libtorch,
     tch::{Cuda, Device},
     text::Tokenizer,
 };
@@ -113,6 +114,8 @@ impl FromStr for DeviceChoice {
 impl DeviceChoice {
     /// The device, if it is there.
     pub fn resolve(self) -> Result<Device> {
+        // Libtorch looks once for its CUDA library, so that is loaded before it is asked.
+        prepare_libtorch();
         let there = if Cuda::is_available() { Cuda::device_count().max(0) as usize } else { 0 };
         match self {
             Self::Auto if there > 0 => Ok(Device::Cuda(0)),

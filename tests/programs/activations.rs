@@ -137,3 +137,12 @@ fn a_hub_id_is_found_in_the_cache_when_offline() {
     let line = String::from_utf8(refused.stderr).unwrap();
     assert!(line.starts_with("error: ") && line.lines().count() == 1 && line.contains("somebody/tiny"), "{line}");
 }
+
+#[test]
+fn the_bundled_model_is_found_from_any_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = ["--device", "cpu", "--ids", "3,1,4", "--names", "h.0", "--out", "a.safetensors"];
+    let output = command("activations").current_dir(folder.path()).args(run).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(tensors(&folder.path().join("a.safetensors"))["h.0"].size(), [1, 3, 160]);
+}

@@ -38,7 +38,7 @@ enum Task {
         #[arg(last = true, value_name = "ARGUMENTS")]
         arguments: Vec<OsString>,
     },
-    /// Run all tests, documentation included
+    /// Run all tests, documentation included, then a program that depends on the libraries
     Test {
         /// For `cargo test`, as they are (`-p lens`, `-- --nocapture`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
@@ -152,7 +152,9 @@ fn run(cli: Cli) -> Result<()> {
             set_up_beside(&steps::TEST_BUILD)?;
             // Not clap's, which has lost a leading `--`.
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
-            steps::run(&mut steps::test(&environment, &arguments))
+            steps::run(&mut steps::test(&environment, &arguments))?;
+            // Whoever asks for some tests gets those.
+            if arguments.is_empty() { steps::run(&mut steps::downstream(&environment)?) } else { Ok(()) }
         }
         Task::Bench { .. } => {
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
@@ -167,7 +169,9 @@ fn run(cli: Cli) -> Result<()> {
         Task::Check { skip_tests } => {
             set_up()?;
             let test = steps::Step { name: "test", command: steps::test(&environment, &[]), component: None };
-            let mut all = if skip_tests { Vec::new() } else { vec![test] };
+            let downstream =
+                steps::Step { name: "downstream", command: steps::downstream(&environment)?, component: None };
+            let mut all = if skip_tests { Vec::new() } else { vec![test, downstream] };
             all.extend(steps::lints(&environment));
             steps::check(&environment, all)
         }

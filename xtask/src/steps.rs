@@ -2,6 +2,7 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    fs,
     io::{self, Write},
     path::Path,
     process::{Child, Command, Stdio},
@@ -124,6 +125,27 @@ pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
     }
     command.arg("--all-features").args(arguments);
     command
+}
+
+/// A user's package, which is no member of the workspace.
+const DOWNSTREAM: &str = "tests/downstream";
+
+/// Builds and runs a package that depends on the workspace as a user's does, out of what the workspace's tests have built.
+///
+/// # Errors
+/// If the lock file cannot be copied.
+pub fn downstream(environment: &Environment) -> Result<Command> {
+    // The same versions and profile, so that nothing is fetched and only the workspace's own packages are compiled again.
+    let [from, to] = ["", DOWNSTREAM].map(|folder| environment.workspace.join(folder).join("Cargo.lock"));
+    fs::copy(&from, &to).with_context(|| format!("copying {} to {}", from.display(), to.display()))?;
+    let mut command = cargo(environment);
+    // Quiet: as a configuration, the workspace's manifest has keys that Cargo does not know there.
+    command.args(["run", "--quiet", "--offline", "--config", "Cargo.toml"]);
+    command.arg("--manifest-path").arg(Path::new(DOWNSTREAM).join("Cargo.toml"));
+    if environment.get("CARGO_TARGET_DIR").is_none() {
+        command.args(["--target-dir", "target"]);
+    }
+    Ok(command)
 }
 
 /// The programs of the package `bench` that link libtorch and are run by name.
@@ -394,6 +416,23 @@ mod tests {
         assert_eq!(test(&[]), "test --workspace --exclude bench --all-features");
         assert_eq!(test(&["-p", "lens", "--", "--nocapture"]), "test --all-features -p lens -- --nocapture");
         assert_eq!(test(&["--", "-p"]), "test --workspace --exclude bench --all-features -- -p");
+    }
+
+    #[test]
+    fn a_users_package_is_built_with_the_workspaces_versions_and_profile() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut environment = environment(&[]);
+        environment.workspace = folder.path().to_owned();
+        let error = downstream(&environment).unwrap_err().to_string();
+        assert!(error.contains("Cargo.lock"), "{error}");
+
+        fs::create_dir_all(folder.path().join(DOWNSTREAM)).unwrap();
+        fs::write(folder.path().join("Cargo.lock"), "version = 4").unwrap();
+        let command = "run --quiet --offline --config Cargo.toml --manifest-path tests/downstream/Cargo.toml";
+        assert_eq!(arguments(&downstream(&environment).unwrap()), format!("{command} --target-dir target"));
+        assert_eq!(fs::read_to_string(folder.path().join(DOWNSTREAM).join("Cargo.lock")).unwrap(), "version = 4");
+        environment.variables.insert("CARGO_TARGET_DIR".into(), "/t".into());
+        assert_eq!(arguments(&downstream(&environment).unwrap()), command);
     }
 
     #[test]

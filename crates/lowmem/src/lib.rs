@@ -27,6 +27,7 @@ mod cache;
 mod checkpoint;
 mod choose;
 mod compare;
+mod cuda;
 mod decode;
 mod dtype;
 mod error;
@@ -54,6 +55,7 @@ mod source;
 mod write;
 
 pub use checkpoint::Checkpoint;
+pub use cuda::{CudaLibrary, cuda_if_available, cuda_library, libtorch_folder};
 pub use dtype::Dtype;
 pub use error::{Error, Result, first_line, nearest};
 pub use index::{Index, TensorInfo, WeightFile};

@@ -1,4 +1,4 @@
-//! Readies libtorch before anything computes.
+//! Readies libtorch before anything computes: its CUDA library is loaded (see `cuda`), and its vector functions are settled.
 //!
 //! Libtorch hands `exp`, `ln`, `tanh`, `erf`, `sqrt` and eleven more functions over contiguous f32 and f64 to MKL's vector
 //! library. Its first call finds out which kernels suit the processor, and stores the answer twice in one variable, which no
@@ -15,7 +15,9 @@ use std::sync::Once;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-/// Set to anything, this leaves libtorch unprepared, so that the fault can be looked for.
+use crate::cuda::cuda_library;
+
+/// Set to anything, this leaves the vector functions unsettled, so that the fault can be looked for.
 const SKIP: &str = "TRANSFORMER_UTILS_UNPREPARED";
 
 /// Readies libtorch, once in a process; later calls return at once.
@@ -23,10 +25,13 @@ const SKIP: &str = "TRANSFORMER_UTILS_UNPREPARED";
 /// Everything in these crates that computes comes through here: opening a model or [`Parts`](crate::Parts), products, lenses.
 /// Call it yourself, before threads compute, where a program uses libtorch *before* it uses these crates: without it, the
 /// first `exp`, `ln`, `tanh` (and the like) of more than 2048 elements is wrong by 1e-4 in some processes on Intel
-/// processors.
+/// processors. And before libtorch is asked for CUDA: it looks once for its CUDA library, which is loaded here
+/// ([`cuda_library`](crate::cuda_library)).
 pub fn prepare_libtorch() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // If it does not load, there is no CUDA, and whoever wants to know why asks for it again.
+        let _ = cuda_library();
         if std::env::var_os(SKIP).is_none() {
             // Eight numbers need no memory worth naming. If they cannot be had, the next tensor says so.
             let _ = settle();

@@ -97,7 +97,7 @@ pub enum ExtraTensors {
 /// How to place the tensors of a checkpoint.
 #[derive(Clone)]
 pub struct LoadOptions {
-    /// The device the run computes on.
+    /// The device the run computes on. [`cuda_if_available`](crate::cuda_if_available) finds one.
     pub device: Device,
     /// The dtype the run computes in.
     pub dtype: DtypeChoice,
