@@ -14,6 +14,7 @@ mod preparation;
 mod reduced_precision;
 mod support;
 mod threads;
+mod three_lines;
 mod training;
 mod tuned_lens;
 

@@ -30,6 +30,12 @@ pub enum Error {
         /// Tokens in the prompt.
         tokens: usize,
     },
+    /// Several rows where one is read.
+    #[error("there are {rows} rows, and this table is of one; give one, or take the tables of all with Lens::tables")]
+    SeveralRows {
+        /// How many.
+        rows: usize,
+    },
     /// A step of zero blocks.
     #[error("a block step of 0 shows no block; use at least 1")]
     BlockStep,

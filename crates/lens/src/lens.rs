@@ -12,6 +12,7 @@ use crate::{
     rows::RowPlan,
     streams::{Chosen, RowStreams},
     table::TUNED,
+    token_text::token_text_from_bytes,
     unembed::{self, Measured, Wanted},
 };
 
@@ -170,6 +171,40 @@ impl<'a> Lens<'a> {
             Ok(table)
         };
         chosen.iter().map(table).collect()
+    }
+
+    /// Runs the model over one text, or one row of token ids, and decodes every row.
+    ///
+    /// The table is called as the model is ([`Model::name`]), and the model's own tokenizer spells the tokens; without one, they
+    /// are their ids. The table displays itself ([`Table`]).
+    ///
+    /// ```
+    /// # use lens::{Lens, LensOptions};
+    /// # use models::{Config, Model};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// let table = Lens::new(&model, LensOptions::default())?.of([1, 2, 3])?;
+    /// println!("{table}");
+    /// assert_eq!(table.rows.len(), 3); // input, h.0, h.1
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Lens::table`] and [`Model::token_rows`]; [`Error::SeveralRows`] for a batch, which [`Lens::tables`] takes.
+    pub fn of<'p>(&self, prompt: impl Into<models::Prompt<'p>>) -> Result<Table> {
+        let rows = self.model.token_rows(prompt)?;
+        let ids = match &rows[..] {
+            [] => return Err(Error::Model(models::Error::EmptyInput)),
+            [ids] => ids,
+            several => return Err(Error::SeveralRows { rows: several.len() }),
+        };
+        let tokens = self.model.tokens();
+        let text =
+            |id: i64| tokens.map_or_else(|| id.to_string(), |tokens| token_text_from_bytes(&tokens.token_bytes(id)));
+        self.table(self.model.name(), ids, text)
     }
 
     fn choose<'p>(&self, prompt: &'p Prompt) -> Result<Chosen<'p>> {

@@ -26,6 +26,7 @@ mod color;
 mod compare;
 pub mod csv;
 mod decoder;
+mod display;
 mod error;
 #[cfg(feature = "plot")]
 mod fonts;

@@ -18,6 +18,11 @@ pub const TUNED: &str = "tuned";
 /// With `P` = `positions.len()`, every row has `P` entries in `top1`, in `top1_text`, in each vector of `values` and,
 /// if it is there, in `top_k`. `tokens` covers the whole input; `positions` index into it.
 ///
+/// # Display
+///
+/// A table displays as the heatmap of each measure ([`terminal`](crate::terminal)), without colours, in 80 columns or the width
+/// that the format asks for (`{table:120}`).
+///
 /// # JSON
 ///
 /// [`to_json`](Self::to_json) writes the lens JSON, `schema` 1, described by `schema/lens-table-1.schema.json` in this

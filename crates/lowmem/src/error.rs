@@ -401,6 +401,13 @@ pub enum Error {
     },
 }
 
+/// Conversions that cannot fail fit in where others can.
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 /// The first line of a libtorch error: the rest is a C++ stack.
 pub fn first_line(error: &TchError) -> String {
     let text = match error {

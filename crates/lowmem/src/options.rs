@@ -74,6 +74,12 @@ impl DtypeChoice {
     }
 }
 
+impl From<Dtype> for DtypeChoice {
+    fn from(dtype: Dtype) -> Self {
+        Self::Fixed(dtype)
+    }
+}
+
 impl FromStr for DtypeChoice {
     type Err = String;
 

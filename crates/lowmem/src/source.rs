@@ -57,6 +57,54 @@ impl Source {
     }
 }
 
+/// As [`Source::parse`] reads it.
+impl TryFrom<&str> for Source {
+    type Error = Error;
+
+    fn try_from(text: &str) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+/// As [`Source::parse`] reads it.
+impl TryFrom<&String> for Source {
+    type Error = Error;
+
+    fn try_from(text: &String) -> Result<Self> {
+        Self::parse(text)
+    }
+}
+
+/// As [`Source::parse`] reads it.
+impl TryFrom<String> for Source {
+    type Error = Error;
+
+    fn try_from(text: String) -> Result<Self> {
+        Self::parse(&text)
+    }
+}
+
+/// A path is on this machine, whether it exists or not.
+impl From<&Path> for Source {
+    fn from(path: &Path) -> Self {
+        Self::Local(path.to_owned())
+    }
+}
+
+/// A path is on this machine, whether it exists or not.
+impl From<&PathBuf> for Source {
+    fn from(path: &PathBuf) -> Self {
+        Self::Local(path.clone())
+    }
+}
+
+/// A path is on this machine, whether it exists or not.
+impl From<PathBuf> for Source {
+    fn from(path: PathBuf) -> Self {
+        Self::Local(path)
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -114,6 +114,25 @@ pub enum Error {
     /// There is nothing to run.
     #[error("the input is empty; give at least one token")]
     EmptyInput,
+    /// Text was given to a model that cannot read it.
+    #[error(
+        "the model has no tokenizer, so it can read no text; give token ids, or a tokenizer with Model::with_tokens"
+    )]
+    NoTokenizer,
+    /// The tokenizer failed.
+    #[error("{doing}: {source}")]
+    Tokenizer {
+        /// What it was to do.
+        doing: &'static str,
+        /// What it said.
+        source: crate::TokensError,
+    },
+    /// An input that is more than rows of token ids, where only these can be used.
+    #[error("an input that {problem} is more than rows of token ids; give text, or token ids")]
+    NotRows {
+        /// What it has besides.
+        problem: &'static str,
+    },
     /// An input has another shape than its companions imply.
     #[error("{what} has shape {found:?}, expected {expected:?} ([batch, position])")]
     InputShape {

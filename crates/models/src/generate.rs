@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, Tensor};
 
 use crate::{
-    Error, Input, KvCache, LogitsAt, Model, NoObserver, Result, Sampling,
+    Ending, Error, Generated, GeneratedRow, Input, KvCache, LogitsAt, Model, NoObserver, Prompt, Result, Sampling,
     sampling::{likeliest, penalize_repetition, positive},
 };
 
@@ -77,65 +77,6 @@ impl GenerateOptions {
     }
 }
 
-/// Why a row is no longer than it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Ending {
-    /// Its last token is this end token.
-    EndToken(i64),
-    /// It has as many new tokens as were asked for.
-    MaxNewTokens,
-    /// The model has no position left to read another token at.
-    ContextFull,
-    /// The callback said so.
-    Stopped,
-}
-
-/// One continued row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct GeneratedRow {
-    /// The prompt and the new tokens, an end token included, without padding.
-    pub tokens: Vec<i64>,
-    /// How many of them are the prompt.
-    pub prompt: usize,
-    /// Why it ended.
-    pub ending: Ending,
-}
-
-impl GeneratedRow {
-    /// What was added.
-    pub fn new_tokens(&self) -> &[i64] {
-        self.tokens.get(self.prompt..).unwrap_or_default()
-    }
-}
-
-/// All rows of a batch.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Generated {
-    /// In the order of the prompts.
-    pub rows: Vec<GeneratedRow>,
-    /// What [`Generated::padded`] pads with.
-    pub pad_token: i64,
-}
-
-impl Generated {
-    /// Rows of one length, as Hugging Face's `generate` returns them: prompts padded on the left, rows that ended early on
-    /// the right.
-    pub fn padded(&self) -> Vec<Vec<i64>> {
-        let prompt = self.rows.iter().map(|row| row.prompt).max().unwrap_or(0);
-        let new = self.rows.iter().map(|row| row.new_tokens().len()).max().unwrap_or(0);
-        let pad = |row: &GeneratedRow| {
-            let mut padded = vec![self.pad_token; prompt - row.prompt];
-            padded.extend(&row.tokens);
-            padded.resize(prompt + new, self.pad_token);
-            padded
-        };
-        self.rows.iter().map(pad).collect()
-    }
-}
-
 /// A token as soon as it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -191,7 +132,31 @@ pub fn generate(
             break;
         }
     }
-    Ok(run.finish())
+    run.finish()
+}
+
+impl Model {
+    /// Continues a prompt, or every row of a batch, as [`generate`] does, which also hands out tokens as they come. What comes
+    /// back displays as the text, the prompt included.
+    ///
+    /// ```
+    /// # use models::{Config, GenerateOptions, Model};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// let generated = model.generate([1, 2, 3], &GenerateOptions::default().max_new_tokens(5))?;
+    /// assert_eq!(generated.rows[0].new_tokens().len(), 5);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`generate`] and [`Model::token_rows`].
+    pub fn generate<'p>(&self, prompt: impl Into<Prompt<'p>>, options: &GenerateOptions) -> Result<Generated> {
+        options.check()?;
+        generate(self, &self.token_rows(prompt)?, options, |_| ControlFlow::Continue(()))
+    }
 }
 
 struct Run<'a> {
@@ -339,13 +304,11 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn finish(self) -> Generated {
-        let rows = self.rows.into_iter().zip(self.prompts).zip(self.endings);
-        let rows = rows.map(|((tokens, prompt), ending)| GeneratedRow {
-            tokens,
-            prompt,
-            ending: ending.unwrap_or(Ending::MaxNewTokens),
+    fn finish(self) -> Result<Generated> {
+        let rows = self.rows.into_iter().zip(self.prompts).zip(self.endings).map(|((tokens, prompt), ending)| {
+            let ending = ending.unwrap_or(Ending::MaxNewTokens);
+            GeneratedRow::new(self.model, tokens, prompt, ending)
         });
-        Generated { rows: rows.collect(), pad_token: self.pad_token }
+        Ok(Generated { rows: rows.collect::<Result<_>>()?, pad_token: self.pad_token })
     }
 }

@@ -25,6 +25,15 @@ pub(crate) enum Start {
     Stream { site: Site, stream: Tensor },
 }
 
+impl Clone for Start {
+    fn clone(&self) -> Self {
+        match self {
+            Self::Tokens(ids) => Self::Tokens(ids.shallow_clone()),
+            Self::Stream { site, stream } => Self::Stream { site: *site, stream: stream.shallow_clone() },
+        }
+    }
+}
+
 /// The input of one run: token ids (or a residual stream to start from), and optionally a mask and positions.
 #[derive(Debug)]
 pub struct Input {
@@ -32,6 +41,19 @@ pub struct Input {
     pub(crate) attention_mask: Option<Tensor>,
     pub(crate) position_ids: Option<Tensor>,
     pub(crate) logits_at: LogitsAt,
+}
+
+/// The clone shares the tensors.
+impl Clone for Input {
+    fn clone(&self) -> Self {
+        let shared = |tensor: &Option<Tensor>| tensor.as_ref().map(Tensor::shallow_clone);
+        Self {
+            start: self.start.clone(),
+            attention_mask: shared(&self.attention_mask),
+            position_ids: shared(&self.position_ids),
+            logits_at: self.logits_at,
+        }
+    }
 }
 
 impl Input {
@@ -163,6 +185,34 @@ impl Input {
         }
     }
 
+    /// The token ids of each row, without padding.
+    pub(crate) fn rows(&self) -> Result<Vec<Vec<i64>>> {
+        let refused = |problem| Err(Error::NotRows { problem });
+        let Start::Tokens(ids) = &self.start else { return refused("starts with a residual stream") };
+        if self.position_ids.is_some() {
+            return refused("has positions of its own");
+        }
+        let [_, length] = ids.size()[..] else { return Err(mismatch("the token ids", &[-1, -1], ids.size())) };
+        if ids.numel() == 0 {
+            return Err(Error::EmptyInput);
+        }
+        let mut rows = chunks(&integers(ids, "the token ids")?, length)?;
+        let Some(mask) = &self.attention_mask else { return Ok(rows) };
+        if mask.size() != ids.size() {
+            return Err(mismatch("attention_mask", &ids.size(), mask.size()));
+        }
+        let mask = mask.f_ne(0).and_then(|mask| mask.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?.f_contiguous());
+        let mask = chunks(&mask.map_err(Error::torch("the attention mask"))?, length)?;
+        for (row, mask) in rows.iter_mut().zip(mask) {
+            let tokens = mask.iter().take_while(|&&attended| attended != 0).count();
+            if mask.iter().skip(tokens).any(|&attended| attended != 0) {
+                return refused("has padding before or between its tokens");
+            }
+            row.truncate(tokens);
+        }
+        Ok(rows)
+    }
+
     /// Which logits to compute.
     pub fn logits_at(mut self, at: LogitsAt) -> Self {
         self.logits_at = at;
@@ -283,6 +333,13 @@ fn integers(tensor: &Tensor, what: &'static str) -> Result<Tensor> {
         tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?.f_contiguous()
     };
     convert().map_err(Error::torch(what))
+}
+
+/// The numbers of an Int64 tensor on the CPU as rows of `length`, which is not 0.
+fn chunks(tensor: &Tensor, length: i64) -> Result<Vec<Vec<i64>>> {
+    let mut values = vec![0_i64; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel()).map_err(Error::torch("the input"))?;
+    Ok(values.chunks(length as usize).map(<[i64]>::to_vec).collect())
 }
 
 fn check_ids(ids: &Tensor, vocabulary: i64) -> Result<()> {

@@ -19,6 +19,7 @@
 
 mod activation;
 mod architecture;
+mod as_site;
 mod attend;
 mod cache;
 mod config;
@@ -27,6 +28,7 @@ mod error;
 mod factor;
 mod families;
 mod generate;
+mod generated;
 mod gguf;
 mod input;
 mod linear;
@@ -36,10 +38,12 @@ mod norm;
 mod numerics;
 mod observer;
 mod products;
+mod prompt;
 mod random;
 mod rotary;
 mod sampling;
 mod site;
+mod tokens;
 mod unembedding;
 mod weights;
 
@@ -48,13 +52,15 @@ pub use architecture::{
     Architecture, Attention, Bounds, Embedding, Experts, Gate, Head, Layer, LearnedPositions, Masking, Mlp, Norm,
     NormKind, NormOver, Norms, Projections, QueryKeyNorm, Residual, Routing,
 };
+pub use as_site::{AsSite, SiteRef};
 pub use cache::{CacheLayout, KvCache};
 pub use config::{Config, Initial};
 pub use decoder::Outcome;
 pub use error::{Error, Result};
 pub use factor::Factor;
 pub use families::{Family, Layout};
-pub use generate::{Ending, GenerateOptions, Generated, GeneratedRow, NewToken, generate};
+pub use generate::{GenerateOptions, NewToken, generate};
+pub use generated::{Ending, Generated, GeneratedRow};
 pub use input::{Input, LogitsAt};
 pub use lowmem::{first_line, prepare_libtorch};
 pub use model::{Model, Tail};
@@ -62,8 +68,10 @@ pub use names::{Axis, Dimension, SiteInfo, Sites, Values};
 pub use numerics::Numerics;
 pub use observer::{Action, NoObserver, Observer, ObserverError};
 pub use products::{Library, Products};
+pub use prompt::Prompt;
 pub use random::Random;
 pub use rotary::{Rotary, RotaryModule, RotaryPairs, RotaryScaling};
 pub use sampling::Sampling;
 pub use site::{Point, Site, Stage};
+pub use tokens::{Tokens, TokensError};
 pub use unembedding::Unembedding;

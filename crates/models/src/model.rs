@@ -1,13 +1,16 @@
 //! A model: a config and the parts that hold its weights.
 
-use std::collections::{HashMap, HashSet};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
     Architecture, Config, Error, Factor, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites,
-    Stage, Unembedding, decoder, gguf, random,
+    Stage, Tokens, Unembedding, decoder, gguf, random,
     site::Order,
     weights::{self, PartMap, Placed, Spelling, TailWeights},
 };
@@ -73,6 +76,8 @@ pub struct Model {
     map: PartMap,
     parts: Parts,
     numerics: Numerics,
+    pub(crate) tokens: Option<Arc<dyn Tokens>>,
+    pub(crate) name: Option<String>,
 }
 
 // Runs on several threads are promised, not only possible as it happens.
@@ -118,7 +123,7 @@ impl Model {
 
     fn of(config: Config, parts: Parts) -> Self {
         let (order, map) = (Order::of(&config.architecture), PartMap::of(&config.architecture));
-        Self { config, order, map, parts, numerics: Numerics::FAST }
+        Self { config, order, map, parts, numerics: Numerics::FAST, tokens: None, name: None }
     }
 
     /// A model over tensors in memory, named as `save_pretrained` names them (`transformer.h.0.ln_1.weight`).

@@ -169,8 +169,12 @@ impl<'a> Sites<'a> {
         Self { config, order }
     }
 
-    fn layers(&self) -> usize {
+    pub(crate) fn layers(&self) -> usize {
         self.config.architecture.layers.len()
+    }
+
+    pub(crate) fn has(&self, site: Site) -> bool {
+        self.order.has(site)
     }
 
     /// Whether `site` is computed after `other`.
@@ -228,8 +232,7 @@ impl<'a> Sites<'a> {
             (point.name() == name || family.names_of(point).any(|known| known == name)).then_some(Site { stage, point })
         };
         if let Some(site) = Point::OUTSIDE.iter().find_map(outside) {
-            let capped = self.config.architecture.head.softcap.is_some();
-            return Some(if site == Site::UNCAPPED_LOGITS && !capped { Site::LOGITS } else { site });
+            return Some(self.present(site));
         }
         // transformer-utils' name.
         if name == "final_layernorm" {
@@ -237,7 +240,7 @@ impl<'a> Sites<'a> {
         }
         let inside = name.strip_prefix(family.layers).and_then(|rest| rest.strip_prefix('.'));
         let (block, inner) = self.split_block(inside.or_else(|| name.strip_prefix("h."))?)?;
-        let site = |point| Site::block(block, self.present(block, point));
+        let site = |point| self.present(Site::block(block, point));
         let lists = family.expert_list().into_iter().chain([Point::Expert(0).name()]);
         let expert = lists
             .filter_map(|list| inner.strip_prefix(list))
@@ -250,11 +253,16 @@ impl<'a> Sites<'a> {
         own.or_else(|| Point::OF_BLOCKS.into_iter().find(|point| point.name() == inner)).map(site)
     }
 
-    /// Without a gate, the neurons are what the non-linearity gives.
-    fn present(&self, block: usize, point: Point) -> Point {
-        match self.config.architecture.layers.get(block) {
-            Some(layer) if point == Point::Neurons => layer.neurons(),
-            _ => point,
+    /// The site itself, but where its value is also that of another, which stands for both: without a gate the neurons are what
+    /// the non-linearity gives, and without a softcap the logits have nothing before them.
+    pub(crate) fn present(&self, site: Site) -> Site {
+        match (site.stage, site.point) {
+            (Stage::Block(block), Point::Neurons) => {
+                let layer = self.config.architecture.layers.get(block);
+                layer.map_or(site, |layer| Site::block(block, layer.neurons()))
+            }
+            _ if site == Site::UNCAPPED_LOGITS && self.config.architecture.head.softcap.is_none() => Site::LOGITS,
+            _ => site,
         }
     }
 
@@ -280,7 +288,7 @@ impl<'a> Sites<'a> {
     }
 
     /// Why a model has no such site.
-    fn why_absent(&self, site: Site) -> String {
+    pub(crate) fn why_absent(&self, site: Site) -> String {
         let architecture = &self.config.architecture;
         let layer = match site.stage {
             Stage::Block(block) => architecture.layers.get(block),

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use models::{AsSite, Site, SiteRef};
 use tch::Tensor;
 
 use crate::{Error, Result};
@@ -9,35 +10,44 @@ use crate::{Error, Result};
 /// Captured tensors by the names they were asked for, in the order of asking.
 #[derive(Debug)]
 pub struct Activations {
-    pub(crate) tensors: Vec<(String, Tensor)>,
+    pub(crate) tensors: Vec<(String, Site, Tensor)>,
     pub(crate) blocks_run: usize,
     pub(crate) blocks_total: usize,
 }
 
 impl Activations {
-    /// The tensor of a name, spelt as it was asked for.
+    /// The tensor of a name, spelt as it was asked for, or of a [`Site`], whatever name it was asked for by.
     ///
     /// Two names of one site give tensors that share their storage; see [`Activations::shares_storage`].
     ///
     /// # Errors
     ///
     /// [`Error::NotCaptured`].
-    pub fn get(&self, name: &str) -> Result<&Tensor> {
-        let found = self.tensors.iter().find(|(known, _)| known == name);
-        found.map(|(_, tensor)| tensor).ok_or_else(|| Error::NotCaptured {
-            name: name.to_owned(),
-            captured: self.tensors.iter().map(|(known, _)| known.clone()).collect(),
+    pub fn get(&self, name: impl AsSite) -> Result<&Tensor> {
+        Ok(self.find(name)?.1)
+    }
+
+    /// The name a tensor was asked for by, and the tensor.
+    fn find(&self, asked: impl AsSite) -> Result<(&str, &Tensor)> {
+        let is_asked = |name: &str, site: Site| match asked.as_site() {
+            SiteRef::Name(asked) => asked == name,
+            SiteRef::Site(asked) => asked == site,
+        };
+        let found = self.tensors.iter().find(|(name, site, _)| is_asked(name, *site));
+        found.map(|(name, _, tensor)| (name.as_str(), tensor)).ok_or_else(|| Error::NotCaptured {
+            name: asked.spelling(),
+            captured: self.tensors.iter().map(|(known, _, _)| known.clone()).collect(),
         })
     }
 
     /// Names and tensors in the order of asking.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
-        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+        self.tensors.iter().map(|(name, _, tensor)| (name.as_str(), tensor))
     }
 
     /// The tensors themselves.
     pub fn into_tensors(self) -> Vec<(String, Tensor)> {
-        self.tensors
+        self.tensors.into_iter().map(|(name, _, tensor)| (name, tensor)).collect()
     }
 
     /// Blocks that ran, the last one perhaps in part.
@@ -56,14 +66,15 @@ impl Activations {
     /// # Errors
     ///
     /// [`Error::NotCaptured`].
-    pub fn shares_storage(&self, name: &str) -> Result<Vec<&str>> {
-        let own = addresses(self.get(name)?);
+    pub fn shares_storage(&self, name: impl AsSite) -> Result<Vec<&str>> {
+        let (name, tensor) = self.find(name)?;
+        let own = addresses(tensor);
         let overlaps = |tensor: &Tensor| {
             let other = addresses(tensor);
             own.start < other.end && other.start < own.end
         };
-        let others = self.tensors.iter().filter(|(other, tensor)| other != name && overlaps(tensor));
-        Ok(others.map(|(other, _)| other.as_str()).collect())
+        let others = self.iter().filter(|(other, tensor)| *other != name && overlaps(tensor));
+        Ok(others.map(|(other, _)| other).collect())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Take activations from any part of a model without running, or reading, the rest.
 //!
-//! [`partial_forward`] is the whole of it for most people: names in, tensors out, and the run ends at the deepest name.
+//! [`TakeActivations::activations`], a method of the model, or [`partial_forward`], which does the same, is the whole of it for
+//! most people: names in, tensors out, and the run ends at the deepest name.
 //! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures.
 //!
 //! ```
@@ -34,4 +35,4 @@ pub use activations::Activations;
 pub use edit::Edit;
 pub use error::{Error, Result};
 pub use plan::Plan;
-pub use run::{Run, partial_forward};
+pub use run::{Run, TakeActivations, partial_forward};

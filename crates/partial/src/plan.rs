@@ -1,6 +1,6 @@
 //! Names, checked and put in order before anything runs.
 
-use models::{Model, Site};
+use models::{AsSite, Model, Site};
 
 use crate::{Error, Result};
 
@@ -12,17 +12,29 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Parses all names. Nothing runs, and no weight is read.
+    /// Finds the sites of all names, which may be [`Site`]s instead. Nothing runs, and no weight is read.
+    ///
+    /// ```
+    /// use models::{Config, Model, Point, Site};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// let plan = partial::Plan::new(&model, &[Site::block(0, Point::MlpOutput), Site::INPUT])?;
+    /// assert_eq!(plan.deepest(), model.sites().parse("h.0.mlp")?);
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     ///
-    /// [`Error::NoNames`]; [`models::Error::UnknownSite`] with the nearest names, [`models::Error::Container`].
-    pub fn new<S: AsRef<str>>(model: &Model, names: &[S]) -> Result<Self> {
+    /// [`Error::NoNames`]; [`models::Error::UnknownSite`] with the nearest names, [`models::Error::AbsentSite`],
+    /// [`models::Error::Container`].
+    pub fn new<S: AsSite>(model: &Model, names: &[S]) -> Result<Self> {
         let mut captures: Vec<(String, Site)> = Vec::with_capacity(names.len());
         for name in names {
-            let name = name.as_ref();
-            if captures.iter().all(|(known, _)| known != name) {
-                captures.push((name.to_owned(), model.sites().parse(name)?));
+            let spelling = name.spelling();
+            if captures.iter().all(|(known, _)| *known != spelling) {
+                captures.push((spelling, model.sites().find(name.as_site())?));
             }
         }
         let deepest = model.sites().deepest(captures.iter().map(|(_, site)| *site)).ok_or(Error::NoNames)?;

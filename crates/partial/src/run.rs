@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use models::{Action, Input, KvCache, Model, Observer, ObserverError, Site};
+use models::{Action, AsSite, Input, KvCache, Model, Observer, ObserverError, Prompt, Site};
 use tch::{Device, Kind, Tensor};
 
 use crate::{
@@ -12,14 +12,55 @@ use crate::{
 
 /// Runs `model` over `input` no further than the deepest of `names` and returns the value at each.
 ///
-/// Names are those of Hugging Face's `named_modules()`, with or without `transformer.`; see [`models::Sites`]. Gradients
-/// flow to whatever is trainable; without trainable weights nothing is recorded.
+/// Names are those of Hugging Face's `named_modules()`, with or without `transformer.`; see [`models::Sites`]. A [`Site`] is
+/// as good as a name. The input is an [`Input`], or whatever else a [`Prompt`] is made of. Gradients flow to whatever is trainable; without trainable weights nothing is recorded.
 ///
 /// # Errors
 ///
 /// Unknown names, before anything runs; whatever [`Model::forward`] refuses.
-pub fn partial_forward<S: AsRef<str>>(model: &Model, names: &[S], input: &Input) -> Result<Activations> {
+pub fn partial_forward<'p, S: AsSite>(model: &Model, names: &[S], input: impl Into<Prompt<'p>>) -> Result<Activations> {
     Run::new(model, names)?.run(input)
+}
+
+/// Activations as a method of the model.
+pub trait TakeActivations {
+    /// Runs the model over a text, or whatever else a [`Prompt`] is made of, no further than the deepest of `names` and returns the value
+    /// at each, as [`partial_forward`] does.
+    ///
+    /// ```
+    /// use models::{Config, Model, Point, Site};
+    /// use partial::TakeActivations;
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// let output = model.activations([1, 2, 3], ["h.0", "h.1.attn.pattern"])?;
+    /// assert_eq!(output.get("h.1.attn.pattern")?.size(), [1, 2, 3, 3]); // [batch, head, query, key]
+    ///
+    /// let site = Site::block(0, Point::Output);
+    /// assert_eq!(model.activations([1, 2, 3], [site])?.get(site)?, output.get("h.0")?);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Unknown names, before anything runs; whatever [`Model::input`] and [`Model::forward`] refuse.
+    fn activations<'p>(
+        &self,
+        prompt: impl Into<Prompt<'p>>,
+        names: impl IntoIterator<Item: AsSite>,
+    ) -> Result<Activations>;
+}
+
+impl TakeActivations for Model {
+    fn activations<'p>(
+        &self,
+        prompt: impl Into<Prompt<'p>>,
+        names: impl IntoIterator<Item: AsSite>,
+    ) -> Result<Activations> {
+        let names: Vec<_> = names.into_iter().collect();
+        partial_forward(self, &names, prompt)
+    }
 }
 
 /// A run being prepared: what to capture, what to change, where to put it.
@@ -50,12 +91,12 @@ pub struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// A run that captures `names`.
+    /// A run that captures `names`, which may be [`Site`]s instead.
     ///
     /// # Errors
     ///
     /// As [`Plan::new`].
-    pub fn new<S: AsRef<str>>(model: &'a Model, names: &[S]) -> Result<Self> {
+    pub fn new<S: AsSite>(model: &'a Model, names: &[S]) -> Result<Self> {
         Ok(Self::planned(model, Plan::new(model, names)?))
     }
 
@@ -70,11 +111,11 @@ impl<'a> Run<'a> {
     /// # Errors
     ///
     /// An unknown name; [`Error::EditAfterStop`] for a site after the deepest capture; [`Error::NoHeads`].
-    pub fn edit(mut self, name: &str, edit: Edit) -> Result<Self> {
-        let site = self.model.sites().parse(name)?;
+    pub fn edit(mut self, name: impl AsSite, edit: Edit) -> Result<Self> {
+        let site = self.model.sites().find(name.as_site())?;
         if self.model.sites().is_after(site, self.plan.deepest()) {
             let deepest = self.plan.deepest().to_string();
-            return Err(Error::EditAfterStop { edit: name.to_owned(), deepest });
+            return Err(Error::EditAfterStop { edit: name.spelling(), deepest });
         }
         let place = Place::of(self.model, site);
         edit.check(&place)?;
@@ -100,13 +141,14 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Runs the model as far as needed. The run can be repeated with other inputs.
+    /// Runs the model as far as needed over an [`Input`], or whatever else a [`Prompt`] is made of. The run can be repeated with
+    /// other inputs.
     ///
     /// # Errors
     ///
-    /// Whatever [`Model::forward`] refuses, and errors that name the site where a capture or an edit failed.
-    pub fn run(&self, input: &Input) -> Result<Activations> {
-        self.run_with(input, |model, input, observer| model.forward(input, observer))
+    /// Whatever [`Model::input`] and [`Model::forward`] refuse, and errors that name the site where a capture or an edit failed.
+    pub fn run<'p>(&self, input: impl Into<Prompt<'p>>) -> Result<Activations> {
+        self.run_with(&self.model.input(input)?, |model, input, observer| model.forward(input, observer))
     }
 
     /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
@@ -115,8 +157,8 @@ impl<'a> Run<'a> {
     /// # Errors
     ///
     /// As [`Run::run`]; [`models::Error::CachedStart`], [`models::Error::CacheMismatch`].
-    pub fn run_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Activations> {
-        self.run_with(input, |model, input, observer| model.forward_cached(input, cache, observer))
+    pub fn run_cached<'p>(&self, input: impl Into<Prompt<'p>>, cache: &mut KvCache) -> Result<Activations> {
+        self.run_with(&self.model.input(input)?, |model, input, observer| model.forward_cached(input, cache, observer))
     }
 
     fn run_with(
@@ -140,7 +182,7 @@ impl<'a> Run<'a> {
                 let captured = values.iter().map(|(seen, _)| seen.to_string()).collect();
                 return Err(Error::NotCaptured { name: name.clone(), captured });
             };
-            tensors.push((name.clone(), tensor.shallow_clone()));
+            tensors.push((name.clone(), *site, tensor.shallow_clone()));
         }
         let blocks_total = self.model.config().layers();
         Ok(Activations { tensors, blocks_run: outcome.blocks_run, blocks_total })

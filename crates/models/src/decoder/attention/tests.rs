@@ -190,7 +190,7 @@ fn scores_are_of_what_has_been_rotated() {
         pairs: RotaryPairs::Neighbours,
         scaling: RotaryScaling::None,
         in_f32: false,
-        module: false,
+        module: crate::RotaryModule::None,
     };
     let model = attending(LLAMA, |attention| {
         (attention.rotary, attention.query_key_norm) = (Some(rotary.clone()), None);
