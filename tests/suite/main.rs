@@ -12,6 +12,7 @@ mod partial;
 mod preparation;
 mod reduced_precision;
 mod support;
+mod text;
 mod threads;
 mod training;
 mod tuned_lens;
