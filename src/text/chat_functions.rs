@@ -15,7 +15,7 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    environment.set_unknown_method_callback(method);
     environment.add_filter("tojson", |value: Value, arguments: Kwargs| {
         let text = Style::from_arguments(&arguments)?.write(&value)?;
         arguments.assert_all_used()?;
@@ -33,6 +33,29 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
         text.map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {error}")))
     });
     Ok(environment)
+}
+
+/// Python's methods of strings and mappings.
+fn method(state: &mut minijinja::State, value: &Value, name: &str, arguments: &[Value]) -> Result<Value, Error> {
+    match (name, value.as_str(), arguments) {
+        // For Python a word begins after anything that is no letter.
+        ("title", Some(text), []) => Ok(Value::from(title(text))),
+        _ => minijinja_contrib::pycompat::unknown_method_callback(state, value, name, arguments),
+    }
+}
+
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut within_word = false;
+    for character in text.chars() {
+        if within_word {
+            out.extend(character.to_lowercase());
+        } else {
+            out.extend(character.to_uppercase());
+        }
+        within_word = character.is_alphabetic();
+    }
+    out
 }
 
 /// Seconds since 1970.

@@ -3,7 +3,7 @@
 use transformer_utils::tch::{Kind, Tensor};
 
 use crate::{
-    program::{golden, ids, refuse, succeed},
+    program::{golden, ids, refuse, root, succeed},
     support::cases,
 };
 
@@ -87,4 +87,44 @@ fn training_programs_refuse_what_cannot_be_trained_on() {
             assert!(error.contains(says), "{program} {flags:?}: {error}");
         }
     }
+}
+
+/// The bundled model in a folder of its own, with a chat template.
+fn with_template(template: &str) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json"] {
+        std::fs::copy(root().join("assets/tiny-gpt2").join(name), folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("chat_template.jinja"), template).unwrap();
+    folder
+}
+
+#[test]
+fn a_chat_is_written_down_by_its_template() {
+    let template = "{% for m in messages %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}\
+                    {% if add_generation_prompt %}answer:{% endif %}";
+    let folder = with_template(template);
+    let model = folder.path().display().to_string();
+    let flags = ["--device", "cpu", "--model", &model, "--max-tokens", "4", " Who was Emma? ", "--chat"];
+    let chat = succeed("generate", &flags);
+    let written = "user: Who was Emma?\nanswer:";
+    assert!(chat.starts_with(written), "{chat}");
+    // The same text without the template gives the same answer: nothing is put in front.
+    let plain = succeed("generate", &["--device", "cpu", "--model", &model, "--max-tokens", "4", written]);
+    assert_eq!(chat, plain);
+    let told = succeed("generate", &[&flags[..], &["--system", "Be brief."]].concat());
+    assert!(told.starts_with("system: Be brief.\nuser: Who"), "{told}");
+}
+
+#[test]
+fn a_chat_needs_a_template_that_takes_it() {
+    for program in ["generate", "logit_lens"] {
+        let error = refuse(program, &["--chat", "Hi"]);
+        assert!(error.contains("no chat template"), "{error}");
+        let error = refuse(program, &["--system", "Be brief.", "Hi"]);
+        assert!(error.contains("--chat"), "{error}");
+    }
+    let folder = with_template("\n{{ raise_exception('no users here') }}");
+    let error = refuse("generate", &["--chat", "Hi", "--model", &folder.path().display().to_string()]);
+    assert!(error.contains("line 2: no users here"), "{error}");
 }

@@ -13,6 +13,7 @@ mod partial;
 mod preparation;
 mod reduced_precision;
 mod support;
+mod text;
 mod threads;
 mod three_lines;
 mod training;
