@@ -10,9 +10,8 @@ use transformer_utils::{
     partial,
     prelude::*,
     tch::Tensor,
+    text::Tokenizer,
 };
-
-use super::common::tokens::Tokens;
 
 const MODEL: &str = "assets/tiny-gpt2";
 const TEXT: &str = "Emma was very";
@@ -21,9 +20,9 @@ fn model() -> Model {
     Model::load(MODEL).unwrap()
 }
 
-/// The programs' own tokenizer.
-fn tokens() -> Tokens {
-    Tokens::of(&Checkpoint::open(MODEL).unwrap()).unwrap().unwrap()
+/// The tokenizer by itself.
+fn tokens() -> Tokenizer {
+    Tokenizer::of(&Checkpoint::open(MODEL).unwrap()).unwrap().unwrap()
 }
 
 /// A folder with these files of the bundled model.
@@ -72,7 +71,7 @@ fn lowmem_tensors(checkpoint: &Checkpoint) -> Vec<(String, Tensor)> {
 
 #[test]
 fn logits_of_a_text_are_those_of_its_tokens() {
-    let (model, ids) = (model(), tokens().encode(TEXT).unwrap());
+    let (model, ids) = (model(), tokens().encode(TEXT, true).unwrap());
     let input = Input::from_rows(std::slice::from_ref(&ids)).unwrap();
     let expected = model.forward(&input, &mut NoObserver).unwrap().logits.unwrap();
     assert_eq!(expected.size(), [1, ids.len() as i64, model.architecture().vocabulary]);
@@ -88,14 +87,14 @@ fn every_token_has_the_bytes_that_the_programs_show() {
     let (model, expected) = (model(), tokens());
     let found = model.tokens().unwrap();
     for id in -1..model.architecture().vocabulary + 2 {
-        assert_eq!(found.token_bytes(id), expected.bytes(id), "token {id}");
+        assert_eq!(found.token_bytes(id), expected.token_bytes(id), "token {id}");
     }
     assert!(found.decode(&[-1]).unwrap_err().to_string().contains("-1"));
 }
 
 #[test]
 fn a_text_goes_on() {
-    let (model, ids) = (model(), tokens().encode(TEXT).unwrap());
+    let (model, ids) = (model(), tokens().encode(TEXT, true).unwrap());
     let options = GenerateOptions::default().max_new_tokens(8);
     let found = model.generate(TEXT, &options).unwrap();
     let expected = generate(&model, &[ids], &options, |_| std::ops::ControlFlow::Continue(())).unwrap();
@@ -103,7 +102,7 @@ fn a_text_goes_on() {
     let row = &found.rows[0];
     assert_eq!((row.new_tokens().len(), found.to_string()), (8, row.text.clone().unwrap()));
     assert_eq!(found.to_string(), format!("{TEXT}{}", row.new_text().unwrap()));
-    let bytes: Vec<u8> = row.new_tokens().iter().flat_map(|&id| tokens().bytes(id)).collect();
+    let bytes: Vec<u8> = row.new_tokens().iter().flat_map(|&id| tokens().token_bytes(id)).collect();
     assert_eq!(row.new_text().unwrap().as_bytes(), bytes);
 
     let two = model.generate([TEXT, "Sir"], &options).unwrap();
@@ -116,7 +115,7 @@ fn a_lens_reads_text_and_its_table_displays_itself() {
     let (model, tokens) = (model(), tokens());
     let options = LensOptions::default().measures([Measure::Probs, Measure::Kl]);
     let lens = Lens::new(&model, options).unwrap();
-    let ids = tokens.encode(TEXT).unwrap();
+    let ids = tokens.encode(TEXT, true).unwrap();
     let expected = lens.table("tiny-gpt2", &ids, |id| tokens.token_text(id)).unwrap();
     assert_eq!(lens.of(TEXT).unwrap(), expected);
     assert_eq!(lens.of(ids).unwrap(), expected);
@@ -131,7 +130,7 @@ fn a_lens_reads_text_and_its_table_displays_itself() {
 
 #[test]
 fn activations_of_a_text_are_those_of_its_tokens() {
-    let (model, ids) = (model(), tokens().encode(TEXT).unwrap());
+    let (model, ids) = (model(), tokens().encode(TEXT, true).unwrap());
     let input = Input::from_rows(&[ids]).unwrap();
     let expected = partial_forward(&model, &["h.3", "h.2.attn.pattern"], &input).unwrap();
     let names = vec![String::from("h.3"), String::from("h.2.attn.pattern")];
