@@ -48,6 +48,15 @@ fn a_model_is_loaded_by_whatever_names_it() {
 }
 
 #[test]
+fn a_gguf_file_is_called_as_the_file_is() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/llama/f32.gguf");
+    let model = Model::load(&file).unwrap();
+    let opened = Model::open(&Checkpoint::open(&file).unwrap(), &LoadOptions::default()).unwrap();
+    assert_eq!((model.name(), opened.name()), ("f32", "Llama"));
+    assert_eq!(model.logits([1, 2, 3]).unwrap(), opened.logits([1, 2, 3]).unwrap());
+}
+
+#[test]
 fn the_loader_hands_its_options_on() {
     let loader = Model::loader(MODEL).dtype(Dtype::Bf16).residency(Residency::Streamed);
     let model = loader.numerics(Numerics::FAST.alike_rows(true)).load().unwrap();
