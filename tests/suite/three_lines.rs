@@ -149,7 +149,7 @@ fn activations_of_a_text_are_those_of_its_tokens() {
         model.activations(TEXT, ["h.3", "h.2.attn.pattern"]).unwrap(),
         model.activations(TEXT, &names).unwrap(),
         model.activations(TEXT, sites).unwrap(),
-        model.activations(&input, &sites).unwrap(),
+        model.activations(&input, sites).unwrap(),
         Run::new(&model, &sites).unwrap().run(TEXT).unwrap(),
     ];
     for found in found {
