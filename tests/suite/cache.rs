@@ -30,7 +30,7 @@ fn cached(model: &Model, input: &Input, cache: &mut KvCache) -> Result<Tensor, E
 
 fn stream(model: &Model, site: Site) -> Input {
     let name = site.to_string();
-    let output = partial_forward(model, &[&name], &input()).unwrap();
+    let output = partial_forward(model, &[&name], input()).unwrap();
     Input::stream(site, output.get(&name).unwrap().shallow_clone())
 }
 

@@ -35,7 +35,7 @@ fn every_site_in_one_full_run() {
             if names.is_empty() {
                 continue;
             }
-            let output = partial_forward(&model, &names, &case.input(batch)).unwrap();
+            let output = partial_forward(&model, &names, case.input(batch)).unwrap();
             for (name, expected) in case.expected(batch) {
                 check(&case, batch, name, output.get(name).unwrap(), expected);
             }
@@ -49,7 +49,7 @@ fn every_site_in_a_run_of_its_own() {
         let model = model(&case);
         for (name, expected) in case.expected("single") {
             let run = Run::new(&model, &[name]).unwrap();
-            let output = run.run(&case.input("single")).unwrap();
+            let output = run.run(case.input("single")).unwrap();
             check(&case, "partial", name, output.get(name).unwrap(), expected);
             let site = model.sites().parse(name).unwrap();
             assert_eq!(output.blocks_run(), site.blocks_needed(model.config().layers()), "{} {name}", case.name);
@@ -99,8 +99,8 @@ fn queries_keys_and_scores_are_those_of_the_modules() {
                 let attention = &layer.attention;
                 let ends = if attention.rotary.is_some() { ["q_rot", "k_rot"] } else { ["q", "k"] };
                 let names = [ends[0], ends[1], "scores", "pattern"].map(|name| format!("h.{block}.attn.{name}"));
-                let output = partial_forward(&model, &names, &case.input(batch)).unwrap();
-                let found = |name: &str| output.get(&format!("h.{block}.attn.{name}")).unwrap();
+                let output = partial_forward(&model, &names, case.input(batch)).unwrap();
+                let found = |name: &str| output.get(format!("h.{block}.attn.{name}")).unwrap();
                 let [queries, keys] = entering(&case, &model, batch, block);
                 check(&case, batch, &names[0], found(ends[0]), &queries.transpose(1, 2));
                 check(&case, batch, &names[1], found(ends[1]), &keys.transpose(1, 2));
@@ -145,7 +145,7 @@ fn queries_keys_and_values_are_parts_of_the_projections() {
                 None => ["q_proj", "k_proj", "v_proj"].iter().map(|name| split(at(name).unwrap())).collect(),
             };
             let names = ["q", "k", "v"].map(|name| format!("h.{block}.attn.{name}"));
-            let output = partial_forward(&model, &names, &case.input("single")).unwrap();
+            let output = partial_forward(&model, &names, case.input("single")).unwrap();
             for (name, expected) in names.iter().zip(&expected) {
                 check(&case, "single", name, output.get(name).unwrap(), expected);
             }
@@ -253,7 +253,7 @@ fn a_run_from_the_middle_gives_what_a_full_run_gives() {
                     );
                     continue;
                 }
-                let output = partial_forward(&model, &[&name], &case.input("single")).unwrap();
+                let output = partial_forward(&model, &[&name], case.input("single")).unwrap();
                 let site = model.sites().parse(&name).unwrap();
                 let rest = Input::stream(site, output.get(&name).unwrap().shallow_clone());
                 check(&case, &name, "logits", &logits(&model, &rest), &case.expected["single/logits"]);

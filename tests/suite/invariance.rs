@@ -110,7 +110,7 @@ fn looking_changes_nothing() {
         let blocks = 0..model.config().layers();
         let mut names: Vec<String> = blocks.map(|block| format!("h.{block}.attn.pattern")).collect();
         names.extend(["h.1.attn.scores", "h.2.attn.result", "lm_head"].map(str::to_owned));
-        let output = partial_forward(&model, &names, &input()).unwrap();
+        let output = partial_forward(&model, &names, input()).unwrap();
         // On every processor: the run goes the same way.
         assert!(output.get("lm_head").unwrap().equal(&logits(&model, &input())), "{name}");
     }
@@ -122,7 +122,7 @@ fn a_pattern_replaced_by_itself_changes_nothing_where_attention_is_materialised(
     let replaced = |model: &Model| {
         let itself = Edit::with(|value| Ok(value.shallow_clone()));
         let run = Run::new(model, &["lm_head"]).unwrap().edit("h.2.attn.pattern", itself).unwrap();
-        run.run(&input()).unwrap().get("lm_head").unwrap().shallow_clone()
+        run.run(input()).unwrap().get("lm_head").unwrap().shallow_clone()
     };
     for (name, model) in models(Numerics::FAST.materialised_attention(true)) {
         assert!(replaced(&model).equal(&logits(&model, &input())), "{name}");
@@ -139,7 +139,7 @@ fn gradients_reach_a_captured_pattern() {
     let (_, model) = models(Numerics::FAST).swap_remove(0);
     let _weights = model.trainable([1]).unwrap();
     let output =
-        partial_forward(&model, &["h.0.attn.pattern", "h.0"], &Input::from_rows(&[ids(9, 7)]).unwrap()).unwrap();
+        partial_forward(&model, &["h.0.attn.pattern", "h.0"], Input::from_rows(&[ids(9, 7)]).unwrap()).unwrap();
     let (pattern, stream) = (output.get("h.0.attn.pattern").unwrap(), output.get("h.0").unwrap());
     let gradients = Tensor::run_backward(&[stream.sum(Kind::Float)], &[pattern], false, false);
     assert!(gradients[0].abs().max().double_value(&[]) > 0.0);

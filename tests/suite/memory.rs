@@ -99,7 +99,7 @@ fn capturing_every_site_allocates_the_captures_and_nothing_else() {
             let aliases: Vec<&str> = infos.iter().flat_map(|info| &info.names).map(String::as_str).collect();
             let bytes = |tensor: &Tensor| tensor.numel() as u64 * tensor.kind().elt_size_in_bytes() as u64;
             // Starts libtorch's threads and fills its caches, with nothing that would be worth keeping.
-            drop(partial_forward(&model, &names, &self::input(1, 16)).unwrap());
+            drop(partial_forward(&model, &names, self::input(1, 16)).unwrap());
 
             let before = status("RssAnon");
             let output = partial_forward(&model, &names, &input).unwrap();

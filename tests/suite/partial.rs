@@ -32,9 +32,9 @@ fn weights_after_the_deepest_name_are_never_placed() {
         let case = case("gpt2_plain");
         let model = case.model(&LoadOptions { residency, ..LoadOptions::default() });
         let per_block = 12;
-        partial_forward(&model, &["wte"], &case.input("single")).unwrap();
+        partial_forward(&model, &["wte"], case.input("single")).unwrap();
         assert_eq!(model.report().tensors_placed, 0, "{residency}");
-        let output = partial_forward(&model, &["h.0.ln_1", "h.1.attn"], &case.input("single")).unwrap();
+        let output = partial_forward(&model, &["h.0.ln_1", "h.1.attn"], case.input("single")).unwrap();
         assert_eq!((output.blocks_run(), output.blocks_total()), (2, 3));
         assert_eq!(model.report().tensors_placed, 2 * per_block, "{residency}");
         let whole: u64 = case_bytes(&case);
@@ -57,7 +57,7 @@ fn only_the_experts_that_tokens_go_to_are_read() {
         assert_eq!(one(&model, &format!("h.0.mlp.experts.{idle}"), &input()).size()[0], 0);
         // Streamed parts are placed again by each run; a layer has seven tensors, and one expert three.
         let fresh = case.model(&LoadOptions { residency, ..LoadOptions::default() });
-        partial_forward(&fresh, &["h.0"], &input()).unwrap();
+        partial_forward(&fresh, &["h.0"], input()).unwrap();
         assert_eq!((placed, fresh.report().tensors_placed), (7, 7 + 2 * 3), "{residency}");
     }
 }
@@ -216,7 +216,7 @@ fn a_mean_over_some_positions_counts_their_tokens_and_needs_one() {
     assert!(found.narrow(1, 1, 2).allclose(&expected.expand([2, 2, 12], false), 1e-5, 1e-6, false));
     assert!(found.narrow(1, 3, 2).equal(&clean.narrow(1, 3, 2)));
     let only = Tensor::from_slice(&[1_i64, 1, 1, 0, 0, 1, 1, 0, 0, 0]).view([2, 5]);
-    let error = run(3..5).run(&padded(true).0.attention_mask(only)).unwrap_err();
+    let error = run(3..5).run(padded(true).0.attention_mask(only)).unwrap_err();
     assert!(matches!(&error, Error::NothingToAverage { site } if site == "h.1"), "{error}");
 }
 
@@ -291,7 +291,7 @@ fn patching_one_head_s_queries_and_keys_moves_only_its_pattern() {
     let (model, input) = plain();
     let names = ["h.1.attn.q", "h.1.attn.k", "h.1.attn.v", "h.1.attn.scores", "h.1.attn.pattern", "h.1.attn"];
     let own = partial_forward(&model, &names, &input).unwrap();
-    let other = partial_forward(&model, &names, &reversed()).unwrap();
+    let other = partial_forward(&model, &names, reversed()).unwrap();
     let patched = |sites: &[&str], heads: std::ops::Range<i64>, dimension: i64| {
         let mut run = Run::new(&model, &names).unwrap();
         for name in sites {
@@ -319,8 +319,8 @@ fn with_a_cache_queries_keys_and_values_are_those_of_the_new_positions() {
     let row = case("gpt2_plain").ids("single").remove(0);
     let (first, second) = row.split_at(row.len() - 2);
     let (run, mut cache) = (Run::new(&model, &names).unwrap(), KvCache::new());
-    run.run_cached(&Input::from_rows(&[first]).unwrap(), &mut cache).unwrap();
-    let new = run.run_cached(&Input::from_rows(&[second]).unwrap(), &mut cache).unwrap();
+    run.run_cached(Input::from_rows(&[first]).unwrap(), &mut cache).unwrap();
+    let new = run.run_cached(Input::from_rows(&[second]).unwrap(), &mut cache).unwrap();
     for (name, dimension) in names.into_iter().zip([1, 1, 1, 2, 1]) {
         let expected = whole.get(name).unwrap().narrow(dimension, first.len() as i64, 2);
         assert!(relative_error(new.get(name).unwrap(), &expected) < 1e-5, "{name}");
@@ -335,7 +335,7 @@ fn gradients_flow_from_and_to_every_site() {
         let weights = model.trainable(0..model.parts().len()).unwrap();
         for info in model.sites().iter() {
             let name = &info.names[0];
-            let output = partial_forward(&model, &[name.as_str(), "lm_head"], &case.input("single")).unwrap();
+            let output = partial_forward(&model, &[name.as_str(), "lm_head"], case.input("single")).unwrap();
             let (value, logits) = (output.get(name).unwrap(), output.get("lm_head").unwrap());
             // To the site, as attribution patching wants it. The last position's logits depend on all but what other
             // positions alone lead to.
@@ -445,8 +445,8 @@ fn a_read_after_the_stop_names_the_site() {
 fn a_start_in_the_middle_has_no_earlier_sites() {
     let (model, input) = plain();
     let start = || Input::stream(Site::before_block(2), one(&model, "h.1", &input));
-    assert!(matches!(partial_forward(&model, &["h.0.attn"], &start()), Err(Error::BeforeStart { .. })));
-    let output = partial_forward(&model, &["h.2"], &start()).unwrap();
+    assert!(matches!(partial_forward(&model, &["h.0.attn"], start()), Err(Error::BeforeStart { .. })));
+    let output = partial_forward(&model, &["h.2"], start()).unwrap();
     assert_eq!(output.blocks_run(), 1);
     assert!(output.get("h.2").unwrap().equal(&one(&model, "h.2", &input)));
 }
@@ -537,7 +537,7 @@ fn a_model_is_used_by_several_threads_in_turn() {
             std::thread::spawn(move || {
                 let ids = case("gpt2_plain").ids("single");
                 let model = model.lock().unwrap();
-                sent(partial_forward(&model, &["h.1.attn.z"], &Input::from_rows(&ids).unwrap()).unwrap())
+                sent(partial_forward(&model, &["h.1.attn.z"], Input::from_rows(&ids).unwrap()).unwrap())
             })
         })
         .collect();

@@ -86,7 +86,7 @@ fn decided(case: &Case, narrow: &Model, wide: &Model, contexts: Vec<Vec<i64>>) -
     }
     let input = || Input::from_rows(&contexts).unwrap();
     let (found, expected) =
-        (partial_forward(narrow, &sparse, &input()).unwrap(), partial_forward(wide, &sparse, &input()).unwrap());
+        (partial_forward(narrow, &sparse, input()).unwrap(), partial_forward(wide, &sparse, input()).unwrap());
     let sets = |output: &Activations, name: &str| {
         let mut chosen = output.get(name).unwrap().shallow_clone();
         let block = name.rsplit_once(".experts").unwrap().0;
@@ -118,8 +118,8 @@ fn bf16_is_as_exact_as_hugging_face_s_at_every_site() {
         // With every site looked at, attention takes the path that shows its pattern; without, the fused one.
         let streams: Vec<&str> = names.iter().copied().filter(|name| !name.contains("attn")).collect();
         for names in [&names, &streams] {
-            let found = partial_forward(&narrow, names, &Input::from_rows(&contexts).unwrap()).unwrap();
-            let exact = partial_forward(&wide, names, &Input::from_rows(&contexts).unwrap()).unwrap();
+            let found = partial_forward(&narrow, names, Input::from_rows(&contexts).unwrap()).unwrap();
+            let exact = partial_forward(&wide, names, Input::from_rows(&contexts).unwrap()).unwrap();
             let (ratio, name) = worst(&case, &narrow, names, &found, &exact, &mut failures);
             println!("{:28} {ratio:.2} {name}", case.name);
         }

@@ -25,7 +25,7 @@ fn work(model: &Model, thread: i64) -> (Vec<Tensor>, Vec<i64>) {
     let names = NAMES[thread as usize % NAMES.len()];
     let mut tensors = Vec::new();
     for length in [8, 3] {
-        let output = partial_forward(model, names, &Input::from_rows(&[&row[..length]]).unwrap()).unwrap();
+        let output = partial_forward(model, names, Input::from_rows(&[&row[..length]]).unwrap()).unwrap();
         tensors.extend(output.into_tensors().into_iter().map(|(_, tensor)| tensor));
     }
     let options = GenerateOptions::default().max_new_tokens(3).end_tokens(Some(vec![]));

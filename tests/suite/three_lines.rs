@@ -47,6 +47,15 @@ fn a_model_is_loaded_by_whatever_names_it() {
 }
 
 #[test]
+fn a_gguf_file_is_called_as_the_file_is() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/llama/f32.gguf");
+    let model = Model::load(&file).unwrap();
+    let opened = Model::open(&Checkpoint::open(&file).unwrap(), &LoadOptions::default()).unwrap();
+    assert_eq!((model.name(), opened.name()), ("f32", "Llama"));
+    assert_eq!(model.logits([1, 2, 3]).unwrap(), opened.logits([1, 2, 3]).unwrap());
+}
+
+#[test]
 fn the_loader_hands_its_options_on() {
     let loader = Model::loader(MODEL).dtype(Dtype::Bf16).residency(Residency::Streamed);
     let model = loader.numerics(Numerics::FAST.alike_rows(true)).load().unwrap();
@@ -139,7 +148,7 @@ fn activations_of_a_text_are_those_of_its_tokens() {
         model.activations(TEXT, ["h.3", "h.2.attn.pattern"]).unwrap(),
         model.activations(TEXT, &names).unwrap(),
         model.activations(TEXT, sites).unwrap(),
-        model.activations(&input, &sites).unwrap(),
+        model.activations(&input, sites).unwrap(),
         Run::new(&model, &sites).unwrap().run(TEXT).unwrap(),
     ];
     for found in found {

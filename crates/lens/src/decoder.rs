@@ -94,7 +94,7 @@ impl Decoder {
                 Step::Block(block) => (Site::before_block(block), Site::block(block, Point::Output)),
             };
             let name = end.to_string();
-            let output = Run::new(model, &[&name])?.run(&Input::stream(start, streams))?;
+            let output = Run::new(model, &[&name])?.run(Input::stream(start, streams))?;
             streams = output.get(&name)?.shallow_clone();
         }
         Ok(streams)

@@ -93,7 +93,7 @@ mod tests {
         let sites = model.sites();
         for info in sites.iter() {
             assert_eq!(sites.find(info.site).unwrap(), info.site);
-            assert_eq!(sites.find(&info.site).unwrap(), sites.find(info.site.to_string()).unwrap());
+            assert_eq!(sites.find(info.site).unwrap(), sites.find(info.site.to_string()).unwrap());
         }
         // Without a gate and a softcap, two names mean one value; so do two sites.
         assert_eq!(sites.find(Site::UNCAPPED_LOGITS).unwrap(), Site::LOGITS);
