@@ -34,7 +34,7 @@ impl Spelling {
         }
         let space = SPACE.to_string();
         let replaces = |step: &&Value| step["type"] == "Replace" && step["pattern"]["String"] == space.as_str();
-        if has("ByteFallback") || has("Metaspace") || steps.iter().any(|step| replaces(step)) {
+        if has("ByteFallback") || has("Metaspace") || steps.iter().any(replaces) {
             let prepends = |step: &&Value| step["type"] == "Metaspace" && step["prepend_scheme"] != "never";
             let strips = |step: &&Value| step["type"] == "Strip" && step["start"].as_u64().unwrap_or(0) > 0;
             return Self::Pieces { drops_first_space: steps.iter().any(|step| prepends(step) || strips(step)) };
