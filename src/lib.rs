@@ -68,6 +68,11 @@
 //! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], and
 //! [`tuned_lens`] for folders of the tuned-lens package.
 
+/// Runs the tutorial's snippet as a test.
+#[cfg(all(doctest, feature = "text"))]
+#[doc = include_str!("../docs/tutorial.md")]
+struct Tutorial;
+
 /// Runs the guide's snippets as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/activations.md")]

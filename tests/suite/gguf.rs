@@ -52,8 +52,7 @@ fn logits(model: &Model, ids: &[i64]) -> Tensor {
 #[test]
 fn every_weight_and_logit_is_that_of_the_model_as_hugging_face_has_it() {
     for folder in folders() {
-        let ours =
-            Model::open(&Checkpoint::open(folder.join("model.safetensors")).unwrap(), &options(Residency::Auto));
+        let ours = Model::open(&Checkpoint::open(folder.join("model.safetensors")).unwrap(), &options(Residency::Auto));
         let ours = ours.unwrap();
         let ids: Vec<i64> = (0..20).map(|token| (token * 7 + 3) % 40).collect();
         let expected = (weights(&ours), logits(&ours, &ids));

