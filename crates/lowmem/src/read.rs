@@ -51,7 +51,8 @@ impl Buffer {
         } else {
             Tensor::f_empty([bytes as i64], (Kind::Uint8, Device::Cpu))?
         };
-        let storage = if pinned_for.is_cuda() { storage.f_pin_memory(pinned_for)? } else { storage };
+        // The public `pin_memory` warns on standard error, at every call, when it is told the device, which `tch` always tells.
+        let storage = if pinned_for.is_cuda() { storage.f_internal_pin_memory(pinned_for)? } else { storage };
         if passing {
             prefer_huge_pages(&storage);
         }

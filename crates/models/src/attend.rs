@@ -21,8 +21,8 @@ pub(crate) struct Masks {
     added: bool,
     /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
     fill_up: bool,
-    /// What each window adds to the scores.
-    biases: RefCell<Vec<(Option<i64>, Tensor)>>,
+    /// What each window adds to the scores of so many keys.
+    biases: RefCell<Vec<((Option<i64>, i64), Tensor)>>,
 }
 
 impl Masks {
@@ -54,19 +54,17 @@ impl Masks {
     }
 
     /// What is added to the scores of the last `held` keys: `[1 or batch, 1, query, key]`.
+    ///
+    /// Never a view that begins inside another tensor: CUDA's fused attention reads its mask in whole vectors, and a mask that
+    /// begins elsewhere is a misaligned address, after which the process can use the device no more.
     fn bias(&self, attention: &Attention, held: i64) -> Result<Tensor, TchError> {
-        let bias = self.whole_bias(attention)?;
-        if held == self.keys { Ok(bias) } else { bias.f_narrow(3, self.keys - held, held) }
-    }
-
-    fn whole_bias(&self, attention: &Attention) -> Result<Tensor, TchError> {
-        let window = self.window(attention);
+        let of = (self.window(attention), held);
         let mut biases = self.biases.borrow_mut();
-        if let Some((_, bias)) = biases.iter().find(|(of, _)| *of == window) {
+        if let Some((_, bias)) = biases.iter().find(|(known, _)| *known == of) {
             return Ok(bias.shallow_clone());
         }
-        let bias = self.make_bias(window)?;
-        biases.push((window, bias.shallow_clone()));
+        let bias = self.make_bias(of.0, held)?;
+        biases.push((of, bias.shallow_clone()));
         Ok(bias)
     }
 
@@ -78,17 +76,20 @@ impl Masks {
         bias.f_constant_pad_nd([0, 0, 0, missing(self.queries, QUERIES)])
     }
 
-    fn make_bias(&self, window: Option<i64>) -> Result<Tensor, TchError> {
+    fn make_bias(&self, window: Option<i64>, held: i64) -> Result<Tensor, TchError> {
         let options = (Kind::Int64, self.device);
         let queries = Tensor::f_arange_start(self.keys - self.queries, self.keys, options)?.f_unsqueeze(1)?;
-        let keys = Tensor::f_arange(self.keys, options)?.f_unsqueeze(0)?;
+        let keys = Tensor::f_arange_start(self.keys - held, self.keys, options)?.f_unsqueeze(0)?;
         let causal = keys.f_le_tensor(&queries)?;
         let visible = match window {
             Some(window) => causal.f_logical_and(&keys.f_gt_tensor(&queries.f_sub_scalar(window)?)?)?,
             None => causal.shallow_clone(),
         };
         let attended = match &self.attended {
-            Some(attended) => causal.f_logical_and(&attended.f_unsqueeze(1)?.f_unsqueeze(1)?)?,
+            Some(attended) => {
+                let attended = attended.f_narrow(1, self.keys - held, held)?;
+                causal.f_logical_and(&attended.f_unsqueeze(1)?.f_unsqueeze(1)?)?
+            }
             None => causal.f_unsqueeze(0)?.f_unsqueeze(0)?,
         };
         let hide = |seen: &Tensor| {
