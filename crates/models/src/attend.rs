@@ -21,8 +21,15 @@ pub(crate) struct Masks {
     added: bool,
     /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
     fill_up: bool,
-    /// What each window adds to the scores of so many keys.
-    biases: RefCell<Vec<((Option<i64>, i64), Tensor)>>,
+    /// What has been made so far.
+    biases: RefCell<Vec<Bias>>,
+}
+
+/// What a window adds to the scores of the last `held` keys.
+struct Bias {
+    window: Option<i64>,
+    held: i64,
+    bias: Tensor,
 }
 
 impl Masks {
@@ -58,13 +65,13 @@ impl Masks {
     /// Never a view that begins inside another tensor: CUDA's fused attention reads its mask in whole vectors, and a mask that
     /// begins elsewhere is a misaligned address, after which the process can use the device no more.
     fn bias(&self, attention: &Attention, held: i64) -> Result<Tensor, TchError> {
-        let of = (self.window(attention), held);
+        let window = self.window(attention);
         let mut biases = self.biases.borrow_mut();
-        if let Some((_, bias)) = biases.iter().find(|(known, _)| *known == of) {
-            return Ok(bias.shallow_clone());
+        if let Some(known) = biases.iter().find(|known| (known.window, known.held) == (window, held)) {
+            return Ok(known.bias.shallow_clone());
         }
-        let bias = self.make_bias(of.0, held)?;
-        biases.push((of, bias.shallow_clone()));
+        let bias = self.make_bias(window, held)?;
+        biases.push(Bias { window, held, bias: bias.shallow_clone() });
         Ok(bias)
     }
 
