@@ -160,7 +160,8 @@ impl Loader {
             return Err(Error::RevisionOfLocal { path: path.clone(), revision: revision.clone() });
         }
         let checkpoint = Checkpoint::find(&source, &self.hub)?;
-        let model = Model::open(&checkpoint, &self.options)?.with_numerics(self.numerics).with_name(name(&source));
+        let model =
+            Model::open(&checkpoint, &self.options)?.with_numerics(self.numerics).with_name(model_name(&source));
         #[cfg(feature = "text")]
         if let Some(tokens) = tokens::of(&checkpoint) {
             return Ok(model.with_tokens(tokens));
@@ -170,7 +171,7 @@ impl Loader {
 }
 
 /// What a model is called in titles: its folder's name, or the file's where that says more.
-fn name(source: &Source) -> String {
+pub fn model_name(source: &Source) -> String {
     let Source::Local(path) = source else { return source.to_string() };
     let full = path.canonicalize().unwrap_or_else(|_| path.clone());
     let gguf = full.extension().is_some_and(|extension| extension == "gguf");

@@ -16,6 +16,7 @@ use clap::{
 };
 use serde::Serialize;
 use transformer_utils::{
+    load::model_name,
     lowmem::{Checkpoint, DtypeChoice, ExtraTensors, HubOptions, LoadOptions, LoadReport, Residency, Source},
     models::{Config, Model, Numerics},
     prepare_libtorch,
@@ -29,7 +30,8 @@ use super::{progress::LoadBar, system};
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Model")]
 pub struct ModelFlags {
-    /// A folder, a weight file or a Hub id such as EleutherAI/gpt-neo-125m [default: the bundled model].
+    /// A folder, a weight file (GGUF too), or a Hub id such as EleutherAI/gpt-neo-125m or owner/name:file.gguf [default: the
+    /// bundled model].
     #[arg(long, value_name = "DIR|FILE|HUB_ID")]
     pub model: Option<String>,
 
@@ -214,19 +216,7 @@ impl ModelFlags {
     /// What the model is called in titles and reports.
     pub fn name(&self) -> String {
         let Some(asked) = &self.model else { return "tiny-gpt2".into() };
-        match Path::new(asked).canonicalize() {
-            Ok(path) => {
-                // A GGUF file has the model's name. Other weight files are named after their folder: they are all called
-                // model.safetensors.
-                if path.extension().is_some_and(|extension| extension == "gguf") {
-                    return path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-                }
-                let folder = if path.is_dir() { Some(path.as_path()) } else { path.parent() };
-                let name = folder.and_then(Path::file_name);
-                name.map_or_else(|| asked.clone(), |name| name.to_string_lossy().into_owned())
-            }
-            Err(_) => asked.clone(),
-        }
+        Source::parse(asked).map_or_else(|_| asked.clone(), |source| model_name(&source))
     }
 
     /// Device, dtype, residency, and a progress bar on a terminal.

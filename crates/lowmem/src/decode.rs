@@ -7,7 +7,7 @@ use tch::{Device, Kind, TchError, Tensor};
 use crate::{
     Error, Result,
     files::{Files, Mapping},
-    gguf::dequantise,
+    gguf::{dequantise, f32_to_bf16},
     index::TensorInfo,
     place_error::place_error,
     read::{Number, memory},
@@ -81,7 +81,7 @@ impl<'a> Decoder<'a> {
     /// Fills fresh memory, `stretch` elements at a time; `first` says where among the numbers a stretch begins.
     fn fill(&self, fresh: &mut Tensor, stretch: usize, first: impl Fn(usize) -> u64 + Sync) -> Result<()> {
         match fresh.f_kind() {
-            Ok(Kind::BFloat16) => self.fill_as::<u16>(fresh, stretch, first, bf16_bits),
+            Ok(Kind::BFloat16) => self.fill_as::<u16>(fresh, stretch, first, f32_to_bf16),
             _ => self.fill_as::<f32>(fresh, stretch, first, |value| value),
         }
     }
@@ -129,16 +129,6 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// The nearest bf16, ties to even.
-fn bf16_bits(value: f32) -> u16 {
-    let bits = value.to_bits();
-    if value.is_nan() {
-        return (bits >> 16) as u16 | 0x40;
-    }
-    let rounding = 0x7FFF + ((bits >> 16) & 1);
-    (bits.wrapping_add(rounding) >> 16) as u16
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -150,8 +140,8 @@ mod tests {
             .to_vec();
         let rounded = Tensor::from_slice(&values).to_kind(Kind::BFloat16).to_kind(Kind::Float);
         let expected: Vec<f32> = Vec::try_from(&rounded).unwrap();
-        let found: Vec<f32> = values.iter().map(|&value| f32::from_bits(u32::from(bf16_bits(value)) << 16)).collect();
+        let found: Vec<f32> = values.iter().map(|&value| f32::from_bits(u32::from(f32_to_bf16(value)) << 16)).collect();
         assert_eq!(found, expected);
-        assert!(f32::from_bits(u32::from(bf16_bits(f32::NAN)) << 16).is_nan());
+        assert!(f32::from_bits(u32::from(f32_to_bf16(f32::NAN)) << 16).is_nan());
     }
 }

@@ -25,5 +25,6 @@ pub use error::GgufError;
 pub use format::Format;
 pub use header::{GgufHeader, GgufTensor};
 pub use metadata::Metadata;
+pub(crate) use numbers::f32_to_bf16;
 pub use split::read_split;
 pub use value::{Array, Strings, Value};

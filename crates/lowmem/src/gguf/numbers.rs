@@ -34,7 +34,7 @@ pub(super) fn bf16_to_f32(bits: u16) -> f32 {
 
 /// The bf16 nearest to a number, to even where two are; NaNs stay NaNs.
 #[inline(always)]
-pub(super) fn f32_to_bf16(value: f32) -> u16 {
+pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
     let nan = (bits >> 16) | 0x40;
