@@ -83,6 +83,28 @@ pub enum Error {
         /// The shape of the value.
         found: Vec<i64>,
     },
+    /// A metric's token is not in the vocabulary.
+    #[error("the metric ({metric}) is of token {token}, but the vocabulary has the ids 0..{vocabulary}")]
+    MetricToken {
+        /// The metric.
+        metric: String,
+        /// The token.
+        token: i64,
+        /// Tokens there are.
+        vocabulary: i64,
+    },
+    /// A metric's tokens, reference or result are for another number of rows.
+    #[error(
+        "the metric ({metric}) needs the shape {expected:?}, one entry or one for each row, but was given {found:?}"
+    )]
+    MetricRows {
+        /// The metric.
+        metric: String,
+        /// The shape that fits the rows.
+        expected: Vec<i64>,
+        /// The shape there was.
+        found: Vec<i64>,
+    },
     /// Libtorch failed while a value was captured or changed.
     #[error("{at}: {}", models::first_line(.source))]
     Torch {

@@ -27,12 +27,16 @@
 
 mod activations;
 mod edit;
+mod effects;
 mod error;
+mod metric;
 mod plan;
 mod run;
 
 pub use activations::Activations;
 pub use edit::Edit;
+pub use effects::{Columns, Effects};
 pub use error::{Error, Result};
+pub use metric::Metric;
 pub use plan::Plan;
 pub use run::{Run, TakeActivations, partial_forward};
