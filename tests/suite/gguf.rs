@@ -8,8 +8,8 @@ use std::{
 
 use transformer_utils::{
     lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
-    models::{Config, Error, Input, Model, NoObserver},
-    tch::Tensor,
+    models::{Config, Error, Input, KvCache, Model, NoObserver},
+    tch::{self, Tensor},
 };
 
 const RESIDENCIES: [Residency; 2] = [Residency::Resident, Residency::Streamed];
@@ -72,6 +72,65 @@ fn every_weight_and_logit_is_that_of_the_model_as_hugging_face_has_it() {
                 assert!(error < 2e-6, "{}: logits {error:.1e}", file.display());
             }
         }
+    }
+}
+
+/// Logits of the ids one by one, each after those before it, `[1, position, vocabulary]`.
+fn logits_one_by_one(model: &Model, ids: &[i64]) -> Tensor {
+    let mut cache = KvCache::new();
+    let step = |id: &i64| {
+        let input = Input::from_rows(&[[*id]]).unwrap();
+        model.forward_cached(&input, &mut cache, &mut NoObserver).unwrap().logits.unwrap()
+    };
+    Tensor::cat(&ids.iter().map(step).collect::<Vec<_>>(), 1)
+}
+
+#[test]
+fn single_tokens_are_multiplied_in_the_blocks_of_the_file() {
+    // So many that no family rotates keys otherwise for a longer text.
+    let ids: Vec<i64> = (0..8).map(|token| (token * 7 + 3) % 40).collect();
+    let mut packing = 0;
+    for file in folders().iter().flat_map(|folder| files(folder)) {
+        for residency in RESIDENCIES {
+            let model = Model::open(&Checkpoint::open(&file).unwrap(), &options(residency)).unwrap();
+            let found = logits_one_by_one(&model, &ids);
+            let error = crate::support::relative_error(&found, &logits(&model, &ids));
+            assert!(error < 1e-5, "{}: {error:.1e}", file.display());
+            packing += usize::from(model.parts().can_pack());
+        }
+    }
+    assert!(packing >= 16, "{packing}");
+    // What is not in blocks is placed once.
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/llama/mixed.gguf");
+    let model = Model::open(&Checkpoint::open(file).unwrap(), &options(Residency::Streamed)).unwrap();
+    logits_one_by_one(&model, &ids[..1]);
+    let placed = model.report().tensors_placed;
+    logits_one_by_one(&model, &ids);
+    assert_eq!(model.report().tensors_placed, placed);
+    assert!(placed < model.report().tensors / 2, "{:?}", model.report());
+    let whole: u64 = weights(&model).values().map(|tensor| tensor.numel() as u64 * 4).sum();
+    assert!(model.report().bytes_read < whole, "{:?}", model.report());
+}
+
+#[test]
+fn what_training_changed_is_not_read_from_the_file() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/gguf_models/llama/mixed.gguf");
+    let model = Model::open(&Checkpoint::open(file).unwrap(), &options(Residency::Resident)).unwrap();
+    assert!(model.parts().can_pack());
+    let before = logits(&model, &[7]);
+    let leaves = model.trainable([model.block_part(0)]).unwrap();
+    tch::no_grad(|| leaves.iter().for_each(|(_, leaf)| drop(leaf.shallow_clone().fill_(0.01))));
+    // Two rows are not multiplied in blocks.
+    let pair = |ids: &[[i64; 1]; 2]| model.forward(&Input::from_rows(ids).unwrap(), &mut NoObserver).unwrap();
+    let (alone, among) = (logits(&model, &[7]), pair(&[[7], [7]]).logits.unwrap().narrow(0, 0, 1));
+    assert!(crate::support::relative_error(&alone, &among) < 1e-5);
+    assert!(crate::support::relative_error(&alone, &before) > 1e-3);
+    // Gradients come through matrices of later blocks, which are still those of the file.
+    alone.sum(tch::Kind::Float).backward();
+    // A single token's pattern does not depend on its query and key.
+    let moves = |name: &str| !name.contains("q_proj") && !name.contains("k_proj");
+    for (name, leaf) in leaves.iter().filter(|(name, _)| moves(name)) {
+        assert!(leaf.grad().defined() && leaf.grad().abs().max().double_value(&[]) > 0.0, "{name}");
     }
 }
 

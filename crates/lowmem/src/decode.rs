@@ -37,6 +37,11 @@ impl<'a> Decoder<'a> {
         Ok(Self { info, recipe, numbers, scales })
     }
 
+    /// Of a tensor whose scales, if it has any, lie among its numbers.
+    pub(crate) fn of_mapping(info: &'a TensorInfo, recipe: &'a Recipe, numbers: Arc<Mapping>) -> Self {
+        Self { info, recipe, numbers, scales: None }
+    }
+
     /// The numbers as they are stored, on the CPU, in a kind of this module's: f32, or bf16.
     pub(crate) fn whole(&self, mut fresh: Tensor) -> Result<Tensor> {
         self.fill(&mut fresh, STRETCH, |stretch| (stretch * STRETCH) as u64)?;

@@ -2,6 +2,7 @@
 
 mod layout;
 mod memory;
+mod packed;
 mod placing;
 mod request;
 mod rows;
@@ -18,11 +19,12 @@ use tch::{Device, Tensor};
 
 use crate::{
     Checkpoint, Dtype, Error, LoadOptions, LoadReport, Residency, Result, available_memory, choose::Situation,
-    files::Files, prefetch::Prefetcher, prepare_libtorch,
+    files::Files, packed::is_packable, prefetch::Prefetcher, prepare_libtorch,
 };
 use layout::{Layout, Tied};
 use shared::{Shared, Source, State, lock};
 
+pub use packed::Held;
 pub use request::{PartRequest, Slice, TensorRequest};
 
 /// Tensors in the order of the parts that need them, placed as the [`Residency`] says.
@@ -59,6 +61,7 @@ impl Parts {
             available,
         };
         let (residency, reason) = situation.choose(options.residency)?;
+        let packs = storages.iter().any(|info| is_packable(info, false) || is_packable(info, true));
         let budget = options.budget_bytes.or(available.map(|available| available / 2)).unwrap_or(u64::MAX);
         let report = LoadReport {
             files: index.files.len(),
@@ -84,7 +87,8 @@ impl Parts {
             budget,
             residency,
             dtype,
-            state: Mutex::new(State { kept: HashMap::new(), report }),
+            packs,
+            state: Mutex::new(State::new(HashMap::new(), report)),
             placing: Mutex::new(()),
         };
         Ok(Self { prefetcher: Mutex::new(None), shared: Arc::new(shared) })

@@ -65,7 +65,7 @@ impl Step {
         self == Self::SubtractOne
     }
 
-    fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
+    pub(crate) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
         let rows = |first: [i64; 3], swapped: (i64, i64)| {
             let size = tensor.size();
             let shape = [&first, size.get(1..).unwrap_or_default()].concat();

@@ -21,6 +21,8 @@ pub(crate) struct Masks {
     added: bool,
     /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
     fill_up: bool,
+    /// Whether attention is to stay on the thread that asks for it.
+    on_this_thread: bool,
     /// What has been made so far.
     biases: RefCell<Vec<Bias>>,
 }
@@ -33,7 +35,8 @@ struct Bias {
 }
 
 impl Masks {
-    pub(crate) fn new(model: &Model, checked: &Checked, cached: i64) -> Self {
+    /// `on_this_thread` keeps the attention of a single query on the thread that asks.
+    pub(crate) fn new(model: &Model, checked: &Checked, cached: i64, on_this_thread: bool) -> Self {
         let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
         let several = checked.length > 1 || model.numerics().alike_rows;
         Self {
@@ -45,6 +48,7 @@ impl Masks {
             added: model.architecture().masks == Masking::Added,
             // A GPU has kernels of its own for every shape anyway.
             fill_up: device == Device::Cpu && several,
+            on_this_thread,
             biases: RefCell::new(Vec::new()),
         }
     }
@@ -253,6 +257,9 @@ pub(crate) fn attend(
     if !masks.fill_up {
         let bias = if plain { None } else { Some(masks.bias(attention, held)?) };
         let causal = plain && masks.queries > 1;
+        if masks.on_this_thread && plain && masks.queries == 1 {
+            return one_by_one(queries, keys, values, attention);
+        }
         return fused(queries, keys, values, bias, causal);
     }
     // Causality hides the keys of the filling from all queries but those that see all keys.
@@ -260,6 +267,22 @@ pub(crate) fn attend(
     let bias = if causal { None } else { Some(masks.filled_up_bias(attention, held)?) };
     let (queries, keys, values) = (filled_up(queries, QUERIES)?, filled_up(keys, KEYS)?, filled_up(values, KEYS)?);
     fused(&queries, &keys, &values, bias, causal)?.f_narrow(2, 0, masks.queries)
+}
+
+/// The attention of a single query that sees all keys, for each key head by itself: the fused kernel wakes further threads as soon as
+/// there are two heads, for work that takes one thread less time, and those wait busily for more when others have
+/// something to do.
+fn one_by_one(queries: &Tensor, keys: &Tensor, values: &Tensor, attention: &Attention) -> Result<Tensor, TchError> {
+    // [batch, kv_head, queries of its heads, d_head]
+    let queries = grouped(queries, attention.kv_heads)?;
+    let one = |head: i64| {
+        let of_head = |tensor: &Tensor| tensor.f_narrow(1, head, 1);
+        let (queries, keys, values) = (of_head(&queries)?, of_head(keys)?, of_head(values)?);
+        let mask = None::<&Tensor>;
+        Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, mask, 0.0, false, attention.scale, false)
+    };
+    let heads = (0..attention.kv_heads).map(one).collect::<Result<Vec<_>, _>>()?;
+    ungrouped(Tensor::f_cat(&heads, 1)?, attention)
 }
 
 /// Bytes of the scores that exist at once where the fused kernel cannot compute them.

@@ -17,6 +17,7 @@ mod mlp;
 #[cfg(test)]
 mod testing;
 
+use lowmem::Held;
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
@@ -24,6 +25,7 @@ use crate::{
     architecture::{Layer, Residual},
     attend::Masks,
     error::At,
+    families::Layout,
     input::{Checked, Limits, Start},
     norm::Normer,
     rotary::Rotations,
@@ -86,6 +88,8 @@ struct Run<'a> {
     rotations: Rotations,
     batch: i64,
     length: i64,
+    /// Whether matrices are multiplied in the blocks of their file: for a single row that costs less than to make them.
+    packed: bool,
     blocks_run: usize,
 }
 
@@ -122,15 +126,17 @@ pub(crate) fn run(
         let rotaries = architecture.layers.iter().filter_map(|layer| layer.attention.rotary.as_ref());
         cache.turn(rotaries.map(|rotary| rotations.way(rotary)).max().unwrap_or(0), cached + checked.length)?;
     }
+    let packed = checked.batch * checked.length == 1 && model.packs();
     let mut run = Run {
         model,
         deepest: observer.deepest(),
         observer,
         cache,
-        masks: Masks::new(model, &checked, cached),
+        masks: Masks::new(model, &checked, cached, packed),
         rotations,
         batch: checked.batch,
         length: checked.length,
+        packed,
         blocks_run: 0,
     };
     let ended = run.all(input, &checked, begin);
@@ -161,13 +167,22 @@ impl<'a> Run<'a> {
             // Which experts come next is known when the router has spoken.
             let next =
                 (!self.ends_in(Stage::Block(block)) && layer.mlp.experts.is_none()).then(|| map.layer(block + 1));
-            let tensors = model.parts().get(map.layer(block), next).map_err(Error::from)?;
+            let tensors = self.held(map.layer(block), next, model.config().family.layout == Layout::InOut)?;
             let mut shelf = Placed::new(model.config().family, tensors);
             let weights = LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
             x = self.layer(block, layer, &weights, x, attended)?;
             attended = false;
         }
         self.head(x, input.logits_at, checked.attended.as_ref())
+    }
+
+    /// The tensors of a part; `turned` says that matrices are `[in, out]`, and `next` which part comes after it.
+    fn held(&self, part: usize, next: Option<usize>, turned: bool) -> Result<Vec<Held>> {
+        let parts = self.model.parts();
+        if self.packed {
+            return Ok(parts.get_packed(part, turned)?);
+        }
+        Ok(parts.get(part, next)?.into_iter().map(Held::Tensor).collect())
     }
 
     /// Shows a value to the observer; gives back the value to go on with.

@@ -1,8 +1,9 @@
 //! Matrix products, by the faster of the libraries that libtorch brings.
 
+use lowmem::PackedMatrix;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Library, Products};
+use crate::{Library, Products, linear::unreadable};
 
 /// The most terms of a sum that are left to the BLAS at once. It cuts longer sums where the number of rows and threads suggests,
 /// and a row's bits would depend on both; shorter ones it adds in one order. (MKL on AVX-512: 768 in one order, 1024 not.)
@@ -155,6 +156,30 @@ impl<'a> Factor<'a> {
     /// As [`Factor::times_transposed`].
     pub fn times(&self, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         self.product(weight, Layout::InOut, bias)
+    }
+
+    /// Whether it is one row that no gradient comes back to.
+    pub(crate) fn can_be_packed(&self) -> bool {
+        self.rows == 1 && !self.x.requires_grad()
+    }
+
+    /// The dtype of the rows, and of the products.
+    pub(crate) fn kind(&self) -> Result<Kind, TchError> {
+        self.x.f_kind()
+    }
+
+    /// The product of one row with a matrix in the blocks of its file, computed in f32.
+    pub(crate) fn times_packed(&self, packed: &PackedMatrix, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        let vector = Vec::<f32>::try_from(self.x.f_to_kind(Kind::Float)?.f_flatten(0, -1)?)?;
+        let mut product = packed.product(&vector).map_err(unreadable)?;
+        if let Some(bias) = bias {
+            product = product.f_add(&bias.f_to_kind(Kind::Float)?)?;
+        }
+        let mut shape = self.x.size();
+        if let Some(last) = shape.last_mut() {
+            *last = product.numel() as i64;
+        }
+        product.f_to_kind(self.kind()?)?.f_view(shape.as_slice())
     }
 
     fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     Ending, Error, Generated, GeneratedRow, Input, KvCache, LogitsAt, Model, NoObserver, Prompt, Result, Sampling,
@@ -237,13 +237,7 @@ impl<'a> Run<'a> {
         let outcome = self.model.forward_cached(&input, &mut self.cache, &mut NoObserver)?;
         // Nothing stops a run that nobody observes.
         let logits = outcome.logits.ok_or(Error::EmptyInput)?;
-        let read = || {
-            let logits = logits.f_to_device(Device::Cpu)?.f_to_kind(Kind::Double)?.f_contiguous()?;
-            let mut values = vec![0.0_f64; logits.numel()];
-            logits.f_copy_data(&mut values, logits.numel())?;
-            Ok(values)
-        };
-        let values = read().map_err(Error::torch("the logits of the last position"))?;
+        let values = numbers(&logits).map_err(Error::torch("the logits of the last position"))?;
         Ok(values.chunks(self.model.architecture().vocabulary as usize).map(<[f64]>::to_vec).collect())
     }
 
@@ -311,4 +305,21 @@ impl<'a> Run<'a> {
         });
         Ok(Generated { rows: rows.collect::<Result<_>>()?, pad_token: self.pad_token })
     }
+}
+
+/// So few elements libtorch converts on the thread that asks.
+const ON_THIS_THREAD: usize = 1 << 15;
+
+/// The elements of a tensor. Its pieces are converted one by one: threads that libtorch wakes for a whole vocabulary wait busily
+/// for more, and take the time of those that multiply next.
+fn numbers(tensor: &Tensor) -> Result<Vec<f64>, TchError> {
+    let flat = tensor.f_to_device(Device::Cpu)?.f_flatten(0, -1)?;
+    let mut values = vec![0.0_f64; flat.numel()];
+    let mut from = 0;
+    for values in values.chunks_mut(ON_THIS_THREAD) {
+        let piece = flat.f_narrow(0, from, values.len() as i64)?.f_to_kind(Kind::Double)?;
+        piece.f_copy_data(values, values.len())?;
+        from += values.len() as i64;
+    }
+    Ok(values)
 }

@@ -1,12 +1,38 @@
 //! A matrix with an optional bias.
 
-use tch::{TchError, Tensor};
+use std::sync::Arc;
+
+use lowmem::PackedMatrix;
+use tch::{Kind, TchError, Tensor};
 
 use crate::{Factor, families::Layout};
 
+/// The numbers of a matrix.
+pub(crate) enum Matrix<T = Tensor> {
+    /// In memory.
+    Placed(T),
+    /// In the blocks of their file.
+    Packed(Arc<PackedMatrix>),
+}
+
+impl Matrix {
+    /// In memory, in this dtype.
+    pub(crate) fn placed(&self, kind: Kind) -> Result<Tensor, TchError> {
+        match self {
+            Self::Placed(tensor) => tensor.f_to_kind(kind),
+            Self::Packed(packed) => packed.dense().map_err(unreadable)?.f_to_kind(kind),
+        }
+    }
+}
+
+/// The error of a file that cannot be read any more, among libtorch's.
+pub(crate) fn unreadable(error: lowmem::Error) -> TchError {
+    TchError::Io(std::io::Error::other(error))
+}
+
 /// A matrix with an optional bias.
 pub(crate) struct Linear<T = Tensor> {
-    pub(crate) weight: T,
+    pub(crate) weight: Matrix<T>,
     pub(crate) bias: Option<T>,
     pub(crate) layout: Layout,
 }
@@ -19,19 +45,27 @@ impl Linear {
 
     /// The same, of rows that several matrices multiply.
     pub(crate) fn times(&self, x: &Factor) -> Result<Tensor, TchError> {
-        match self.layout {
-            Layout::OutIn => x.times_transposed(&self.weight, self.bias.as_ref()),
-            Layout::InOut => x.times(&self.weight, self.bias.as_ref()),
+        let bias = self.bias.as_ref();
+        match (&self.weight, self.layout) {
+            (Matrix::Placed(weight), Layout::OutIn) => x.times_transposed(weight, bias),
+            (Matrix::Placed(weight), Layout::InOut) => x.times(weight, bias),
+            (Matrix::Packed(packed), _) if x.can_be_packed() => x.times_packed(packed, bias),
+            (Matrix::Packed(_), layout) => {
+                let placed = Linear { weight: Matrix::Placed(self.weight.placed(x.kind()?)?), bias: None, layout };
+                let product = placed.times(x)?;
+                bias.map_or(Ok(product.shallow_clone()), |bias| product.f_add(bias))
+            }
         }
     }
 
     /// `[batch, position, head, d_head]` to what each head contributes, `[batch, position, head, out]`, without the bias.
     pub(crate) fn each_head(&self, x: &Tensor) -> Result<Tensor, TchError> {
         let (_, _, heads, d_head) = x.size4()?;
+        let weight = self.weight.placed(x.f_kind()?)?;
         // [head, d_head, out]
         let weight = match self.layout {
-            Layout::OutIn => self.weight.f_view([-1, heads, d_head])?.f_permute([1, 2, 0])?,
-            Layout::InOut => self.weight.f_view([heads, d_head, -1])?,
+            Layout::OutIn => weight.f_view([-1, heads, d_head])?.f_permute([1, 2, 0])?,
+            Layout::InOut => weight.f_view([heads, d_head, -1])?,
         };
         Tensor::f_einsum("bphd,hdo->bpho", &[x, &weight], None::<&[i64]>)
     }
@@ -64,7 +98,8 @@ mod tests {
         let bias = Some(random(&[7]));
         for layout in [Layout::InOut, Layout::OutIn] {
             let weight = if layout == Layout::InOut { weight.shallow_clone() } else { weight.tr().contiguous() };
-            let linear = Linear { weight, bias: bias.as_ref().map(Tensor::shallow_clone), layout };
+            let linear =
+                Linear { weight: Matrix::Placed(weight), bias: bias.as_ref().map(Tensor::shallow_clone), layout };
             let whole = linear.apply(&z.reshape([2, 5, 12]), false).unwrap();
             let each = linear.each_head(&z).unwrap();
             assert_eq!(each.size(), [2, 5, 3, 7]);

@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartRequest, Parts};
+use lowmem::{Checkpoint, ExtraTensors, Held, Index, LoadOptions, LoadReport, PackedMatrix, PartRequest, Parts};
 use tch::{Kind, Tensor};
 
 use crate::{
@@ -44,7 +44,7 @@ impl Tail {
         let Some(projection) = &self.weights.projection else { return Ok(normed.shallow_clone()) };
         let projected = || {
             let kind = normed.f_kind()?;
-            let weight = projection.weight.f_to_kind(kind)?;
+            let weight = projection.weight.placed(kind)?;
             Factor::new(normed)?.times_transposed(&weight, None)
         };
         projected().map_err(Error::torch(Site::PROJECTED))
@@ -263,12 +263,12 @@ impl Model {
     ///
     /// [`Error::Weights`].
     pub fn tail(&self) -> Result<Tail> {
-        self.tail_before(None)
+        let tensors = self.parts.get(self.map.tail(), None)?;
+        self.tail_of(tensors.into_iter().map(Held::Tensor).collect())
     }
 
-    /// As [`Model::tail`], with `next` as the part that is asked for after it.
-    pub(crate) fn tail_before(&self, next: Option<usize>) -> Result<Tail> {
-        let tensors = self.parts.get(self.map.tail(), next)?;
+    /// The same of its tensors.
+    pub(crate) fn tail_of(&self, tensors: Vec<Held>) -> Result<Tail> {
         let weights = TailWeights::walk(self.architecture(), &mut Placed::new(self.config.family, tensors))?;
         Ok(Tail { weights })
     }
@@ -286,7 +286,17 @@ impl Model {
         Ok(Unembedding::new(weight, bias, self.architecture().head.softcap))
     }
 
-    fn unembedding_bias(&self) -> Result<Option<Tensor>> {
+    /// The matrix of the unembedding in the blocks of its file, where it lies in some.
+    pub(crate) fn packed_unembedding(&self) -> Result<Option<Arc<PackedMatrix>>> {
+        if self.packs() { Ok(self.parts.packed(self.map.head(), 0, false)?) } else { Ok(None) }
+    }
+
+    /// Whether single rows are multiplied with matrices in the blocks of their file.
+    pub(crate) fn packs(&self) -> bool {
+        self.parts.can_pack() && !self.numerics.alike_rows
+    }
+
+    pub(crate) fn unembedding_bias(&self) -> Result<Option<Tensor>> {
         let Some(part) = self.map.bias() else { return Ok(None) };
         Ok(self.parts.get(part, None)?.into_iter().next())
     }

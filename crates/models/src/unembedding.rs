@@ -58,7 +58,7 @@ impl Unembedding {
     ///
     /// Whatever libtorch says, such as that shapes do not fit.
     pub fn logits(&self, normed: &Factor) -> Result<Tensor, TchError> {
-        self.capped(self.uncapped(normed)?)
+        capped(self.uncapped(normed)?, self.softcap)
     }
 
     /// The same before the softcap.
@@ -68,16 +68,6 @@ impl Unembedding {
     /// As [`Unembedding::logits`].
     pub(crate) fn uncapped(&self, normed: &Factor) -> Result<Tensor, TchError> {
         normed.times_transposed(&self.weight, self.bias.as_ref())
-    }
-
-    /// May change `scores`.
-    pub(crate) fn capped(&self, mut scores: Tensor) -> Result<Tensor, TchError> {
-        match self.softcap {
-            None => Ok(scores),
-            Some(cap) if scores.requires_grad() => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap),
-            // In place: the scores of a long text are the largest tensor of the run.
-            Some(cap) => scores.f_div_scalar_(cap)?.f_tanh_()?.f_mul_scalar_(cap),
-        }
     }
 
     /// The part of the vocabulary in `range`; nothing is copied.
@@ -108,6 +98,16 @@ impl Unembedding {
     pub fn to_kind(&self, kind: Kind) -> Result<Self, TchError> {
         let turn = |tensor: &Tensor| tensor.f_to_kind(kind);
         Ok(Self { weight: turn(&self.weight)?, bias: self.bias.as_ref().map(turn).transpose()?, softcap: self.softcap })
+    }
+}
+
+/// `c tanh(score / c)`; may change `scores`.
+pub(crate) fn capped(mut scores: Tensor, softcap: Option<f64>) -> Result<Tensor, TchError> {
+    match softcap {
+        None => Ok(scores),
+        Some(cap) if scores.requires_grad() => scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap),
+        // In place: the scores of a long text are the largest tensor of the run.
+        Some(cap) => scores.f_div_scalar_(cap)?.f_tanh_()?.f_mul_scalar_(cap),
     }
 }
 

@@ -3,13 +3,13 @@
 //! One walk over the architecture does both: over a [`Shelf`] that writes down what is asked for, and over one that hands
 //! out the tensors that came.
 
-use lowmem::{Index, PartRequest, TensorRequest};
+use lowmem::{Held, Index, PartRequest, TensorRequest};
 use tch::Tensor;
 
 use crate::{
     Architecture, Config, Error, Family, Gate, Layer, Mlp, Norm, NormOver, Point, Projections, Result, Site,
     families::{ExpertModule, Layout},
-    linear::Linear,
+    linear::{Linear, Matrix},
     norm::Normer,
 };
 
@@ -19,6 +19,11 @@ pub(crate) trait Shelf {
 
     /// The tensor of a module, `weight` or `bias`, which must have this shape.
     fn take(&mut self, module: Point, name: &str, shape: &[i64]) -> Result<Self::Tensor>;
+
+    /// The matrix of a module, which must have this shape.
+    fn matrix(&mut self, module: Point, shape: &[i64]) -> Result<Matrix<Self::Tensor>> {
+        Ok(Matrix::Placed(self.take(module, "weight", shape)?))
+    }
 
     /// The sinks of a layer's heads, `[head]`.
     fn sinks(&mut self, heads: i64) -> Result<Self::Tensor>;
@@ -35,7 +40,7 @@ pub(crate) trait Shelf {
     fn linear(&mut self, module: Point, from: i64, to: i64, bias: bool) -> Result<Linear<Self::Tensor>> {
         let layout = self.layout();
         let shape = if layout == Layout::InOut { [from, to] } else { [to, from] };
-        let weight = self.take(module, "weight", &shape)?;
+        let weight = self.matrix(module, &shape)?;
         let bias = bias.then(|| self.take(module, "bias", &[to])).transpose()?;
         Ok(Linear { weight, bias, layout })
     }
@@ -164,18 +169,23 @@ impl<T> TailWeights<T> {
 
 /// Hands out tensors in the order in which they were requested.
 pub(crate) struct Placed {
-    tensors: std::vec::IntoIter<Tensor>,
+    tensors: std::vec::IntoIter<Held>,
     layout: Layout,
 }
 
 impl Placed {
-    pub(crate) fn new(family: &Family, tensors: Vec<Tensor>) -> Self {
+    pub(crate) fn new(family: &Family, tensors: Vec<Held>) -> Self {
         Self { tensors: tensors.into_iter(), layout: family.layout }
     }
 
     /// The tensors of one expert.
-    pub(crate) fn of_expert(family: &Family, tensors: Vec<Tensor>) -> Self {
+    pub(crate) fn of_expert(family: &Family, tensors: Vec<Held>) -> Self {
         Self { tensors: tensors.into_iter(), layout: family.expert_layout }
+    }
+
+    fn next(&mut self) -> Result<Held> {
+        // Out of step with the requests: a bug, but no reason to panic.
+        self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
     }
 }
 
@@ -183,8 +193,17 @@ impl Shelf for Placed {
     type Tensor = Tensor;
 
     fn take(&mut self, _: Point, _: &str, _: &[i64]) -> Result<Tensor> {
-        // Out of step with the requests: a bug, but no reason to panic.
-        self.tensors.next().ok_or_else(|| Error::Config { problem: "a part has fewer tensors than requested".into() })
+        match self.next()? {
+            Held::Tensor(tensor) => Ok(tensor),
+            Held::Packed(packed) => Ok(packed.dense()?),
+        }
+    }
+
+    fn matrix(&mut self, _: Point, _: &[i64]) -> Result<Matrix> {
+        Ok(match self.next()? {
+            Held::Tensor(tensor) => Matrix::Placed(tensor),
+            Held::Packed(packed) => Matrix::Packed(packed),
+        })
     }
 
     fn sinks(&mut self, _: i64) -> Result<Tensor> {

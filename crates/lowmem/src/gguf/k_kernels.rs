@@ -26,7 +26,7 @@ fn last<const FRONT: usize>(rest: &[u8]) -> &[u8; FRONT] {
 
 /// Scales and minimums of Q4_K and Q5_K: 8 of 6 bits each.
 #[inline(always)]
-fn scales_and_minimums(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
+pub(super) fn scales_and_minimums(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
     let (mut scales, mut minimums) = ([0; 8], [0; 8]);
     for i in 0..4 {
         let (d, m, both) = (packed[i], packed[i + 4], packed[i + 8]);

@@ -86,7 +86,8 @@ impl Parts {
             budget: u64::MAX,
             residency: Residency::Resident,
             dtype,
-            state: Mutex::new(State { kept, report }),
+            packs: false,
+            state: Mutex::new(State::new(kept, report)),
             placing: Mutex::new(()),
         };
         Ok(Self { prefetcher: Mutex::new(None), shared: Arc::new(shared) })

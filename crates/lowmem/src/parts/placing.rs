@@ -17,6 +17,12 @@ impl Shared {
         self.place(&self.sources(part)?.iter().collect::<Vec<_>>())
     }
 
+    /// The tensor of one source, placing it if it is not.
+    pub(super) fn place_one(&self, source: &Source) -> Result<Tensor> {
+        let tensor = self.place(&[source])?.pop();
+        tensor.ok_or_else(|| Error::NotFound { path: PathBuf::from(&source.info.name) })
+    }
+
     /// The tensors of these sources, placing those that are not.
     pub(super) fn place(&self, sources: &[&Source]) -> Result<Vec<Tensor>> {
         let _placing = lock(&self.placing);

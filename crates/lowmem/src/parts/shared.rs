@@ -1,13 +1,13 @@
 //! What all threads that ask for parts share: where the tensors come from, and those that are kept.
 
 use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use tch::Tensor;
 
-use crate::{Dtype, Error, LoadOptions, LoadReport, Residency, Result, TensorInfo, files::Files};
+use crate::{Dtype, Error, LoadOptions, LoadReport, PackedMatrix, Residency, Result, TensorInfo, files::Files};
 
 /// What the prefetching thread needs too.
 pub(super) struct Shared {
@@ -20,6 +20,8 @@ pub(super) struct Shared {
     pub(super) budget: u64,
     pub(super) residency: Residency,
     pub(super) dtype: Dtype,
+    /// Whether there are matrices in blocks that products can use as they are.
+    pub(super) packs: bool,
     pub(super) state: Mutex<State>,
     /// Held while tensors are placed, so that threads that ask for the same part do not place it twice.
     pub(super) placing: Mutex<()>,
@@ -34,7 +36,17 @@ pub(super) struct Source {
 
 pub(super) struct State {
     pub(super) kept: HashMap<usize, Tensor>,
+    /// Keys of kept tensors that are no longer what the file holds, or may not be.
+    pub(super) owned: HashSet<usize>,
+    /// Matrices that have been asked for as they are stored.
+    pub(super) packed: HashMap<usize, Arc<PackedMatrix>>,
     pub(super) report: LoadReport,
+}
+
+impl State {
+    pub(super) fn new(kept: HashMap<usize, Tensor>, report: LoadReport) -> Self {
+        Self { kept, owned: HashSet::new(), packed: HashMap::new(), report }
+    }
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

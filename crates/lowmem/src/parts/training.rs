@@ -20,6 +20,7 @@ impl Parts {
         let (source, tensor) = self.placed(name)?;
         // Another thread may have been faster, and its tensor is what everybody has by now.
         let mut state = lock(&self.shared.state);
+        state.owned.insert(source.key);
         Ok(state.kept.entry(source.key).or_insert(tensor).shallow_clone())
     }
 
@@ -33,6 +34,7 @@ impl Parts {
         let (source, tensor) = self.placed(name)?;
         let fail = |error| place_error(&source.info, self.shared.dtype, self.shared.options.device, error);
         let mut state = lock(&self.shared.state);
+        state.owned.insert(source.key);
         let held = state.kept.entry(source.key).or_insert(tensor);
         if !held.requires_grad() {
             *held = held.f_detach().and_then(|alias| alias.f_set_requires_grad(true)).map_err(fail)?;

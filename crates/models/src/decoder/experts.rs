@@ -4,9 +4,10 @@ use tch::{Device, Kind, TchError, Tensor};
 
 use super::{Halt, Run};
 use crate::{
-    Error, Factor, Point, Site, Stage,
+    Factor, Point, Site, Stage,
     architecture::{Experts, Mlp, Routing},
     error::At,
+    families::Layout,
     linear::Linear,
     weights::{MlpWeights, Placed},
 };
@@ -66,7 +67,8 @@ impl Run<'_> {
         let (model, map) = (self.model, self.model.part_map());
         let after = if self.ends_in(Stage::Block(block)) { None } else { Some(map.layer(block + 1)) };
         let next = next.map(|next| map.expert(block, next)).or(after);
-        let tensors = model.parts().get(map.expert(block, expert), next).map_err(Error::from)?;
+        let turned = model.config().family.expert_layout == Layout::InOut;
+        let tensors = self.held(map.expert(block, expert), next, turned)?;
         let mut shelf = Placed::of_expert(model.config().family, tensors);
         Ok(MlpWeights::walk(mlp, model.architecture().d_model, &mut shelf)?)
     }

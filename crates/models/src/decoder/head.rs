@@ -3,14 +3,15 @@
 use tch::{Kind, TchError, Tensor};
 
 use super::{Halt, Run};
-use crate::{Factor, LogitsAt, Site, error::At};
+use crate::{Factor, LogitsAt, Site, error::At, families::Layout, unembedding::capped};
 
 impl Run<'_> {
     pub(super) fn head(&mut self, x: Tensor, logits_at: LogitsAt, attended: Option<&Tensor>) -> Result<Tensor, Halt> {
         let (model, map) = (self.model, self.model.part_map());
         let unembeds = [Site::LOGITS, Site::UNCAPPED_LOGITS];
         let ends = self.deepest.is_some_and(|deepest| !unembeds.contains(&deepest));
-        let tail = model.tail_before(if ends { None } else { Some(map.head()) })?;
+        let next = (!ends && !self.packed).then(|| map.head());
+        let tail = model.tail_of(self.held(map.tail(), next, model.config().family.layout == Layout::InOut)?)?;
         let normed = tail.norm(&x, model.parts().dtype().kind())?;
         let mut normed = self.show(Site::FINAL_NORM, normed)?;
         if logits_at == LogitsAt::Last {
@@ -20,10 +21,16 @@ impl Run<'_> {
             let projected = tail.project(&normed)?;
             normed = self.show(Site::PROJECTED, projected)?;
         }
-        let unembedding = model.unembedding()?;
-        let factor = Factor::with(&normed, model.numerics().alike_rows);
-        let mut scores = factor.and_then(|normed| unembedding.uncapped(&normed)).at(Site::LOGITS)?;
-        if unembedding.softcap().is_some() {
+        let alike = model.numerics().alike_rows;
+        let factor = Factor::with(&normed, alike).at(Site::LOGITS)?;
+        let packed = if factor.can_be_packed() { model.packed_unembedding()? } else { None };
+        let mut scores = match packed {
+            Some(packed) => factor.times_packed(&packed, model.unembedding_bias()?.as_ref()),
+            None => model.unembedding()?.uncapped(&factor),
+        }
+        .at(Site::LOGITS)?;
+        let softcap = model.architecture().head.softcap;
+        if softcap.is_some() {
             // Whoever keeps them must not find them changed.
             let kept = self.observer.wants(Site::UNCAPPED_LOGITS);
             scores = self.show(Site::UNCAPPED_LOGITS, scores)?;
@@ -31,7 +38,7 @@ impl Run<'_> {
                 scores = scores.f_clone(&scores.f_empty_like().at(Site::LOGITS)?).at(Site::LOGITS)?;
             }
         }
-        let logits = unembedding.capped(scores).at(Site::LOGITS)?;
+        let logits = capped(scores, softcap).at(Site::LOGITS)?;
         self.show(Site::LOGITS, logits)
     }
 }

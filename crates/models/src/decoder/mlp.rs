@@ -81,10 +81,14 @@ mod tests {
     use tch::{Device, Kind};
 
     use super::*;
-    use crate::{Activation, Bounds, families::Layout, linear::Linear};
+    use crate::{
+        Activation, Bounds,
+        families::Layout,
+        linear::{Linear, Matrix},
+    };
 
     fn linear(weight: &Tensor) -> Linear {
-        Linear { weight: weight.shallow_clone(), bias: None, layout: Layout::OutIn }
+        Linear { weight: Matrix::Placed(weight.shallow_clone()), bias: None, layout: Layout::OutIn }
     }
 
     #[test]
