@@ -177,8 +177,8 @@ impl Input {
         }
     }
 
-    /// `[batch, position]` and, of a stream, `d_model`; not checked.
-    fn shape(&self) -> Vec<i64> {
+    /// `[batch, position]` and, of a stream, `d_model`; not checked against a model.
+    pub fn shape(&self) -> Vec<i64> {
         match &self.start {
             Start::Tokens(ids) => ids.size(),
             Start::Stream { stream, .. } => stream.size(),
@@ -211,6 +211,39 @@ impl Input {
             row.truncate(tokens);
         }
         Ok(rows)
+    }
+
+    /// The same batch so many times, one after the other: `[times · batch, position]`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyInput`] for no times, [`Error::Torch`].
+    pub fn repeated(&self, times: i64) -> Result<Self> {
+        if times < 1 {
+            return Err(Error::EmptyInput);
+        }
+        let rows = |tensor: &Tensor| {
+            let mut times_each = vec![1; tensor.dim()];
+            if let Some(first) = times_each.first_mut() {
+                *first = times;
+            }
+            tensor.f_repeat(times_each).map_err(Error::torch("the input"))
+        };
+        let start = match &self.start {
+            Start::Tokens(ids) => Start::Tokens(rows(ids)?),
+            Start::Stream { site, stream } => Start::Stream { site: *site, stream: rows(stream)? },
+        };
+        // Positions may be one row for the whole batch.
+        let batch = self.shape().first().copied();
+        let positions = |positions: &Tensor| {
+            if positions.size().first().copied() == batch { rows(positions) } else { Ok(positions.shallow_clone()) }
+        };
+        Ok(Self {
+            start,
+            attention_mask: self.attention_mask.as_ref().map(rows).transpose()?,
+            position_ids: self.position_ids.as_ref().map(positions).transpose()?,
+            logits_at: self.logits_at,
+        })
     }
 
     /// Which logits to compute.
