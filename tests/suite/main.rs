@@ -8,6 +8,7 @@ mod generate;
 mod gguf;
 mod golden;
 mod invariance;
+mod jacobian_lens;
 mod lens;
 mod memory;
 mod partial;
