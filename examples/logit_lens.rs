@@ -18,6 +18,7 @@ use common::{
     output,
 };
 use transformer_utils::{
+    jacobian_lens,
     lens::{
         Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
         picture::{self, Style},
@@ -75,9 +76,10 @@ struct Flags {
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = DEFAULT_DECODER)]
     decoder: Vec<String>,
 
-    /// What stands in front of the decoder: logit (nothing) or tuned:DIR, translators made by tune_lens or published by the
-    /// tuned-lens project (config.json and params.pt in DIR).
-    #[arg(long, value_name = "logit|tuned:DIR", default_value = "logit")]
+    /// What stands in front of the decoder: logit (nothing); tuned:DIR, translators made by tune_lens or published by the
+    /// tuned-lens project (config.json and params.pt in DIR); or jacobian:FILE, made by jacobian_lens, by TransformerLens or
+    /// published for it (it has nothing for the input, whose row is left out).
+    #[arg(long, value_name = "logit|tuned:DIR|jacobian:FILE", default_value = "logit")]
     lens: LensChoice,
 
     /// Put the input on top.
@@ -135,6 +137,7 @@ fn measure(name: &str) -> Result<Measure, String> {
 enum LensChoice {
     Logit,
     Tuned(PathBuf),
+    Jacobian(PathBuf),
 }
 
 impl FromStr for LensChoice {
@@ -144,7 +147,8 @@ impl FromStr for LensChoice {
         match text.split_once(':') {
             None if text == "logit" => Ok(Self::Logit),
             Some(("tuned", folder)) if !folder.is_empty() => Ok(Self::Tuned(folder.into())),
-            _ => Err("expected logit or tuned:DIR".into()),
+            Some(("jacobian", file)) if !file.is_empty() => Ok(Self::Jacobian(file.into())),
+            _ => Err("expected logit, tuned:DIR or jacobian:FILE".into()),
         }
     }
 }
@@ -239,13 +243,18 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
         Ok(Prompt { ids: ids.clone(), positions })
     };
     let prompts = rows.ids.iter().map(prompt).collect::<Result<Vec<_>>>()?;
-    let tuned = match &flags.lens {
-        LensChoice::Logit => None,
-        LensChoice::Tuned(folder) => Some(tuned_lens::open(folder)?),
-    };
+    let (mut tuned, mut jacobian) = (None, None);
+    match &flags.lens {
+        LensChoice::Logit => {}
+        LensChoice::Tuned(folder) => tuned = Some(tuned_lens::open(folder)?),
+        LensChoice::Jacobian(file) => jacobian = Some(jacobian_lens::open(file)?),
+    }
     let mut lens = Lens::new(&opened.model, options)?;
     if let Some(tuned) = &tuned {
         lens = lens.tuned(tuned)?;
+    }
+    if let Some(jacobian) = &jacobian {
+        lens = lens.jacobian(jacobian)?;
     }
     // A tokenizer that cannot be read is reported before anything runs.
     opened.tokenizer()?;

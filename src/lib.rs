@@ -66,7 +66,7 @@
 //!
 //! This crate re-exports four, each usable by itself: [`lowmem`] finds and places weights, [`models`] runs them,
 //! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], and
-//! [`tuned_lens`] for folders of the tuned-lens package.
+//! [`tuned_lens`] for folders of the tuned-lens package, [`jacobian_lens`] for files that TransformerLens reads, too.
 
 /// Runs the tutorial's snippet as a test.
 #[cfg(all(doctest, feature = "text"))]
@@ -90,6 +90,7 @@ pub use models;
 pub use partial;
 pub use tch;
 
+pub mod jacobian_lens;
 pub mod load;
 #[cfg(feature = "text")]
 pub mod text;

@@ -5,6 +5,7 @@ mod activations;
 mod bad_input;
 mod checkpoints;
 mod generate;
+mod jacobian_lens;
 mod many_texts;
 mod program;
 #[allow(dead_code)]

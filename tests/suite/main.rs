@@ -1,12 +1,14 @@
 //! Everything that crosses crates, as one test program.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attribution;
 mod cache;
 mod checkpoints;
 mod generate;
 mod gguf;
 mod golden;
 mod invariance;
+mod jacobian_lens;
 mod lens;
 mod memory;
 mod partial;

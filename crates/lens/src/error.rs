@@ -103,6 +103,12 @@ pub enum Error {
         /// What is wrong, and what is expected.
         problem: String,
     },
+    /// A Jacobian lens that cannot be used or fitted.
+    #[error("Jacobian lens: {problem}")]
+    JacobianLens {
+        /// What is wrong, and what is expected.
+        problem: String,
+    },
     /// Libtorch failed: out of memory, a device error.
     #[error("{at}: {}", models::first_line(.source))]
     Torch {

@@ -6,13 +6,13 @@ use models::{Model, Site};
 use tch::Kind;
 
 use crate::{
-    Error, LensOptions, Measure, Row, Table, Token, TopK, TunedLens,
+    Error, JacobianLens, LensOptions, Measure, Row, Table, Token, TopK, TunedLens,
     decoder::Decoder,
     error::Result,
     rows::RowPlan,
     streams::{Chosen, RowStreams},
-    table::TUNED,
     token_text::token_text_from_bytes,
+    translators::Translators,
     unembed::{self, Measured, Wanted},
 };
 
@@ -68,7 +68,7 @@ pub struct Lens<'a> {
     options: LensOptions,
     decoder: Decoder,
     rows: Vec<RowPlan>,
-    tuned: Option<&'a TunedLens>,
+    translators: Option<Translators<'a>>,
 }
 
 impl<'a> Lens<'a> {
@@ -91,7 +91,7 @@ impl<'a> Lens<'a> {
         }
         let decoder = Decoder::parse(model, &options.decoder)?;
         let rows = options.rows.plan(model.architecture(), &decoder)?;
-        Ok(Self { model, options, decoder, rows, tuned: None })
+        Ok(Self { model, options, decoder, rows, translators: None })
     }
 
     /// The names of the rows in the order in which they run.
@@ -106,19 +106,40 @@ impl<'a> Lens<'a> {
     ///
     /// [`Error::TunedLens`] where they were made for another model, where the decoder holds blocks, and where a row has no
     /// translator: there are translators of the streams that enter blocks, and the last row needs none.
-    pub fn tuned(mut self, tuned: &'a TunedLens) -> Result<Self> {
+    pub fn tuned(self, tuned: &'a TunedLens) -> Result<Self> {
         tuned.check(self.model)?;
+        self.check_translated(Translators::Tuned(tuned), |problem| Error::TunedLens { problem })
+    }
+
+    /// Puts the matrices of a Jacobian lens between the rows and the decoder, each row's own. There is none for `input`, whose row is
+    /// left out, and the last row needs none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::JacobianLens`] where they were fitted to another model, where the decoder holds blocks, and where another row has no
+    /// matrix; [`Error::NoRows`].
+    pub fn jacobian(mut self, jacobian: &'a JacobianLens) -> Result<Self> {
+        jacobian.check(self.model)?;
+        self.rows.retain(|row| row.site != Site::INPUT);
+        if self.rows.is_empty() {
+            return Err(Error::NoRows);
+        }
+        self.check_translated(Translators::Jacobian(jacobian), |problem| Error::JacobianLens { problem })
+    }
+
+    /// Every row but the last has a map, and the decoder is the model's own.
+    fn check_translated(mut self, translators: Translators<'a>, error: impl Fn(String) -> Error) -> Result<Self> {
         if !self.decoder.steps.is_empty() {
-            let problem = "translators lead to the last block's output; a decoder cannot hold blocks as well".into();
-            return Err(Error::TunedLens { problem });
+            return Err(error(
+                "translators lead to the last block's output; a decoder cannot hold blocks as well".into(),
+            ));
         }
         let last = Site::before_block(self.model.config().layers());
-        if let Some(row) = self.rows.iter().find(|row| row.site != last && tuned.layer(row.site).is_none()) {
+        if let Some(row) = self.rows.iter().find(|row| row.site != last && translators.layer(row.site).is_none()) {
             let name = &row.name;
-            let problem = format!("there is no translator for the row {name}; there are those of whole blocks");
-            return Err(Error::TunedLens { problem });
+            return Err(error(format!("there is no translator for the row {name}; there are those of whole blocks")));
         }
-        self.tuned = Some(tuned);
+        self.translators = Some(translators);
         Ok(self)
     }
 
@@ -161,7 +182,7 @@ impl<'a> Lens<'a> {
             let table = Table {
                 model: name.to_owned(),
                 dtype: dtype.clone(),
-                lens: self.tuned.map(|_| TUNED.to_owned()),
+                lens: self.translators.map(|translators| translators.name().to_owned()),
                 measures: self.measures(),
                 tokens: prompt.ids.iter().map(|&id| Token { id, text: text(id) }).collect(),
                 positions: prompt.positions.clone().collect(),
@@ -249,7 +270,7 @@ impl<'a> Lens<'a> {
 
     fn measure(&self, prompts: &[Chosen], wanted: &Wanted) -> Result<Measured> {
         let memory = self.options.memory;
-        let streams = RowStreams::take(self.model, &self.rows, &self.decoder, self.tuned, prompts, memory)?;
+        let streams = RowStreams::take(self.model, &self.rows, &self.decoder, self.translators, prompts, memory)?;
         let unembedding = self.model.unembedding()?;
         unembed::measure(&streams, &streams.reference, &unembedding, wanted)
     }

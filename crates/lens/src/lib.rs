@@ -32,6 +32,7 @@ mod error;
 mod fonts;
 #[cfg(feature = "plot")]
 pub mod html;
+mod jacobian;
 mod lens;
 mod measure;
 mod measure_name;
@@ -46,6 +47,7 @@ mod table;
 mod table_error;
 pub mod terminal;
 mod token_text;
+mod translators;
 mod tuned;
 mod unembed;
 mod unembedding_hash;
@@ -59,12 +61,13 @@ pub use crate::{
     compare::{Comparison, compare},
     decoder::DEFAULT_DECODER,
     error::{Error, Result},
+    jacobian::{JacobianFit, JacobianLens},
     lens::{Lens, Prompt},
     measure::Measure,
     options::LensOptions,
     rows::RowOptions,
     schema::SCHEMA,
-    table::{Prediction, Row, TUNED, Table, Token, TopK},
+    table::{JACOBIAN, Prediction, Row, TUNED, Table, Token, TopK},
     table_error::TableError,
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
     tuned::{LENS_TYPE, TunedLens, TunedLensConfig},

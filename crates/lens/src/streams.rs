@@ -6,7 +6,7 @@ use models::{Input, Model, Site, Tail};
 use partial::{Plan, Run};
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Error, TunedLens, decoder::Decoder, error::Result, rows::RowPlan, unembed::Streams};
+use crate::{Error, decoder::Decoder, error::Result, rows::RowPlan, translators::Translators, unembed::Streams};
 
 /// One prompt and what of it is decoded.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub(crate) struct RowStreams<'a> {
     /// Held for the run, so that streamed weights are read once however many stacks there are.
     tail: Tail,
     /// Translators, and the layer each row belongs to.
-    tuned: Option<&'a TunedLens>,
+    translators: Option<Translators<'a>>,
     layers: Vec<Option<usize>>,
     /// For each row `[position, d_model]` in the dtype of the run.
     rows: Vec<Tensor>,
@@ -45,7 +45,7 @@ impl<'a> RowStreams<'a> {
         model: &'a Model,
         plans: &[RowPlan],
         decoder: &Decoder,
-        tuned: Option<&'a TunedLens>,
+        translators: Option<Translators<'a>>,
         prompts: &[Chosen],
         memory: u64,
     ) -> Result<Self> {
@@ -103,8 +103,8 @@ impl<'a> RowStreams<'a> {
             }
             decoded.iter().map(|parts| side_by_side(parts)).collect::<Result<Vec<_>, _>>().map_err(&at)?
         };
-        let layers = plans.iter().map(|row| tuned.and_then(|tuned| tuned.layer(row.site))).collect();
-        Ok(Self { tail, tuned, layers, rows, reference: own })
+        let layers = plans.iter().map(|row| translators.and_then(|translators| translators.layer(row.site))).collect();
+        Ok(Self { tail, translators, layers, rows, reference: own })
     }
 }
 
@@ -141,8 +141,8 @@ impl Streams for RowStreams<'_> {
         let mut streams = Vec::with_capacity(rows.len());
         for (stream, layer) in self.rows.iter().zip(&self.layers).take(rows.end).skip(rows.start) {
             let stream = stream.f_narrow(0, positions.start, positions.end - positions.start).map_err(&at)?;
-            streams.push(match (self.tuned, layer) {
-                (Some(tuned), Some(layer)) => tuned.translate(*layer, &stream)?,
+            streams.push(match (self.translators, layer) {
+                (Some(translators), Some(layer)) => translators.translate(*layer, &stream)?,
                 (Some(_), None) => stream.f_to_kind(Kind::Float).map_err(&at)?,
                 (None, _) => stream,
             });

@@ -10,6 +10,8 @@ use crate::table_error::TableError;
 
 /// What [`Table::lens`] says of a tuned lens.
 pub const TUNED: &str = "tuned";
+/// What [`Table::lens`] says of a Jacobian lens.
+pub const JACOBIAN: &str = "jacobian";
 
 /// What each row of the lens believes at each position: plain data, no tensors, nothing left to compute.
 ///
@@ -35,7 +37,7 @@ pub struct Table {
     pub model: String,
     /// The dtype of the weights it ran in: `f32`, `bf16` or `f16`.
     pub dtype: String,
-    /// What decoded the rows: `None` for the logit lens, [`TUNED`] for translators.
+    /// What decoded the rows: `None` for the logit lens, [`TUNED`] for translators, [`JACOBIAN`] for Jacobians.
     pub lens: Option<String>,
     /// The measures that every row has values of, in the order they were asked for.
     pub measures: Vec<Measure>,

@@ -9,6 +9,7 @@
 //! Pickles are read by [`crate::pickle`], which runs nothing. What a tensor claims is checked here, where its name is known.
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     fs::File,
     io::{BufReader, Read, Seek, SeekFrom},
@@ -56,9 +57,26 @@ pub(crate) fn read_index(path: &Path, magic: &[u8]) -> Result<(WeightFile, Vec<T
         if magic.starts_with(&ZIP_MAGIC) { read_zip(path, bytes, input)? } else { read_legacy(path, bytes, input)? };
     let mut tensors = Vec::new();
     for (name, id) in state_dict(path, &pickle)? {
-        tensors.push(place(path, &pickle, &storages, name, id)?);
+        tensors.push(place(path, &pickle, &storages, &name, id)?);
     }
     Ok((WeightFile { path: path.to_owned(), bytes }, tensors))
+}
+
+/// The pickle of a `.bin` file.
+///
+/// # Errors
+///
+/// As [`read_index`].
+pub(crate) fn read_pickle(path: &Path) -> Result<Pickle> {
+    let io = |source| Error::Io { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(io)?;
+    let bytes = file.metadata().map_err(io)?.len();
+    let mut magic = Vec::new();
+    file.by_ref().take(ZIP_MAGIC.len() as u64).read_to_end(&mut magic).map_err(io)?;
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    let input = BufReader::with_capacity(1 << 14, file);
+    let (pickle, _) = if magic == ZIP_MAGIC { read_zip(path, bytes, input)? } else { read_legacy(path, bytes, input)? };
+    Ok(pickle)
 }
 
 type Storages = HashMap<String, Storage>;
@@ -193,21 +211,31 @@ fn describe_storage(pickle: &Pickle, description: Id) -> Option<(Dtype, &str)> {
 }
 
 /// The names of the tensors and the values they stand for.
-fn state_dict<'a>(path: &Path, pickle: &'a Pickle) -> Result<Vec<(&'a str, Id)>> {
+fn state_dict<'a>(path: &Path, pickle: &'a Pickle) -> Result<Vec<(Cow<'a, str>, Id)>> {
+    let is_tensor = |id: Id| matches!(pickle.node(id), Node::Tensor(_));
     let tensors_of = |id: Id| match pickle.node(id) {
         Node::Dict(items) => {
-            let named = items.iter().filter_map(|&(key, value)| Some((pickle.text(key)?, value)));
-            named.filter(|&(_, value)| matches!(pickle.node(value), Node::Tensor(_))).collect()
+            let named = items.iter().filter_map(|&(key, value)| Some((Cow::Borrowed(pickle.text(key)?), value)));
+            named.filter(|&(_, value)| is_tensor(value)).collect()
         }
         _ => Vec::new(),
     };
-    let mut tensors: Vec<(&str, Id)> = tensors_of(pickle.root);
+    let mut tensors: Vec<(Cow<str>, Id)> = tensors_of(pickle.root);
     if tensors.is_empty()
         && let Node::Dict(items) = pickle.node(pickle.root)
     {
         let inside = |wrapper| items.iter().find(|item| pickle.text(item.0) == Some(wrapper)).map(|item| item.1);
         let wrapped = WRAPPERS.into_iter().filter_map(inside).map(tensors_of);
         tensors = wrapped.into_iter().find(|tensors| !tensors.is_empty()).unwrap_or_default();
+        if tensors.is_empty() {
+            // Dictionaries of tensors by number, such as a lens has for its layers: `J.0`.
+            for (name, numbered) in items.iter().filter_map(|&(key, value)| Some((pickle.text(key)?, value))) {
+                let Node::Dict(numbered) = pickle.node(numbered) else { continue };
+                let of = |&(key, value): &(Id, Id)| Some((format!("{name}.{}", pickle.integer(key)?), value));
+                let found = numbered.iter().filter_map(of).filter(|&(_, value)| is_tensor(value));
+                tensors.extend(found.map(|(name, value)| (Cow::Owned(name), value)));
+            }
+        }
     }
     if tensors.is_empty() {
         return Err(Error::NoTensors { file: path.to_owned() });

@@ -52,6 +52,7 @@ mod recipe;
 mod report;
 mod safetensors_file;
 mod save;
+mod settings;
 mod source;
 mod write;
 
@@ -68,6 +69,7 @@ pub use parts::{Held, PartRequest, Parts, Slice, TensorRequest};
 pub use progress::{NoProgress, Progress};
 pub use recipe::{Encoding, Recipe, Spelled, Step};
 pub use report::LoadReport;
-pub use save::{save_bin, save_safetensors};
+pub use save::{save_bin, save_numbered_bin, save_safetensors};
+pub use settings::bin_settings;
 pub use source::{HubOptions, Source};
 pub use write::write_file;

@@ -8,6 +8,7 @@ use std::{
     path::Path,
 };
 
+use serde_json::Value;
 use tch::{TchError, Tensor};
 use zip::{CompressionMethod, ZipWriter, write::SimpleFileOptions};
 
@@ -106,21 +107,54 @@ pub fn save_safetensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()>
 /// As [`save_safetensors`].
 pub fn save_bin(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     let plain = Plain::all(path, tensors)?;
-    write_whole(path, |temporary| write_archive(temporary, &plain).map_err(|error| refused(path, &*error)))
+    let pickle = state_dict(&plain);
+    write_whole(path, |temporary| write_archive(temporary, &pickle, &plain).map_err(|error| refused(path, &*error)))
+}
+
+/// Writes PyTorch's `.bin` of a dictionary that holds tensors by number, `{name: {0: tensor, ..}}`, and settings beside them; as
+/// [`save_bin`] otherwise. [`Checkpoint`](crate::Checkpoint) reads the tensors as `name.0`, [`bin_settings`](crate::bin_settings) the
+/// rest.
+///
+/// # Errors
+///
+/// As [`save_bin`].
+pub fn save_numbered_bin(
+    path: &Path,
+    name: &str,
+    tensors: &[(usize, Tensor)],
+    settings: &serde_json::Map<String, Value>,
+) -> Result<()> {
+    let named: Vec<(String, Tensor)> =
+        tensors.iter().map(|(number, tensor)| (format!("{name}.{number}"), tensor.shallow_clone())).collect();
+    let plain = Plain::all(path, &named)?;
+    let mut pickle = b"\x80\x02}(".to_vec();
+    text(&mut pickle, name);
+    pickle.extend(b"}(");
+    for (key, ((number, _), tensor)) in tensors.iter().zip(&plain).enumerate() {
+        integer(&mut pickle, *number);
+        rebuilt(&mut pickle, key, tensor);
+    }
+    pickle.push(b'u');
+    for (key, setting) in settings {
+        text(&mut pickle, key);
+        value(&mut pickle, setting);
+    }
+    pickle.extend(b"u.");
+    write_whole(path, |temporary| write_archive(temporary, &pickle, &plain).map_err(|error| refused(path, &*error)))
 }
 
 fn refused(path: &Path, error: &dyn std::error::Error) -> Error {
     Error::Write { file: path.to_owned(), tensor: "(all)".into(), problem: error.to_string() }
 }
 
-fn write_archive(path: &Path, tensors: &[Plain]) -> Result<(), Box<dyn std::error::Error>> {
+fn write_archive(path: &Path, pickle: &[u8], tensors: &[Plain]) -> Result<(), Box<dyn std::error::Error>> {
     let mut archive = ZipWriter::new(BufWriter::new(File::create(path)?));
     let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored).with_alignment(64);
     let mut entry = |name: &str, content: &[u8]| -> Result<(), Box<dyn std::error::Error>> {
         archive.start_file(format!("archive/{name}"), stored.large_file(content.len() >= u32::MAX as usize))?;
         Ok(archive.write_all(content)?)
     };
-    entry("data.pkl", &state_dict(tensors))?;
+    entry("data.pkl", pickle)?;
     entry("byteorder", b"little")?;
     for (key, tensor) in tensors.iter().enumerate() {
         entry(&format!("data/{key}"), &tensor.bytes()?)?;
@@ -130,39 +164,78 @@ fn write_archive(path: &Path, tensors: &[Plain]) -> Result<(), Box<dyn std::erro
     Ok(())
 }
 
+const ORDERED_DICT: &[u8] = b"ccollections\nOrderedDict\n)R";
+
 /// The pickle (protocol 2) of an ordered dictionary of tensors.
 fn state_dict(tensors: &[Plain]) -> Vec<u8> {
-    const ORDERED_DICT: &[u8] = b"ccollections\nOrderedDict\n)R";
     let mut pickle = b"\x80\x02".to_vec();
     pickle.extend(ORDERED_DICT);
     pickle.push(b'(');
     for (key, tensor) in tensors.iter().enumerate() {
         text(&mut pickle, tensor.name);
-        pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
-        text(&mut pickle, "storage");
-        pickle.extend(format!("ctorch\n{}\n", crate::pickle::storage_name(tensor.dtype)).bytes());
-        text(&mut pickle, &key.to_string());
-        text(&mut pickle, "cpu");
-        integer(&mut pickle, tensor.shape.iter().product());
-        // The tuple is the storage's persistent id; then the offset, the shape and the strides.
-        pickle.extend(b"tQ");
-        integer(&mut pickle, 0);
-        let mut strides = vec![1; tensor.shape.len()];
-        for dimension in (1..tensor.shape.len()).rev() {
-            strides[dimension - 1] = strides[dimension] * tensor.shape[dimension].max(1);
-        }
-        for tuple in [&tensor.shape, &strides] {
-            pickle.push(b'(');
-            tuple.iter().for_each(|&size| integer(&mut pickle, size));
-            pickle.push(b't');
-        }
-        // No gradient is asked for; no hooks.
-        pickle.push(0x89);
-        pickle.extend(ORDERED_DICT);
-        pickle.extend(b"tR");
+        rebuilt(&mut pickle, key, tensor);
     }
     pickle.extend(b"u.");
     pickle
+}
+
+/// A tensor that is all of storage `key`.
+fn rebuilt(pickle: &mut Vec<u8>, key: usize, tensor: &Plain) {
+    pickle.extend(b"ctorch._utils\n_rebuild_tensor_v2\n((");
+    text(pickle, "storage");
+    pickle.extend(format!("ctorch\n{}\n", crate::pickle::storage_name(tensor.dtype)).bytes());
+    text(pickle, &key.to_string());
+    text(pickle, "cpu");
+    integer(pickle, tensor.shape.iter().product());
+    // The tuple is the storage's persistent id; then the offset, the shape and the strides.
+    pickle.extend(b"tQ");
+    integer(pickle, 0);
+    let mut strides = vec![1; tensor.shape.len()];
+    for dimension in (1..tensor.shape.len()).rev() {
+        strides[dimension - 1] = strides[dimension] * tensor.shape[dimension].max(1);
+    }
+    for tuple in [&tensor.shape, &strides] {
+        pickle.push(b'(');
+        tuple.iter().for_each(|&size| integer(pickle, size));
+        pickle.push(b't');
+    }
+    // No gradient is asked for; no hooks.
+    pickle.push(0x89);
+    pickle.extend(ORDERED_DICT);
+    pickle.extend(b"tR");
+}
+
+/// A setting.
+fn value(pickle: &mut Vec<u8>, setting: &Value) {
+    match setting {
+        Value::Null => pickle.push(b'N'),
+        Value::Bool(true) => pickle.push(0x88),
+        Value::Bool(false) => pickle.push(0x89),
+        Value::Number(number) => match number.as_i64() {
+            Some(whole) => {
+                pickle.extend([0x8a, 8]);
+                pickle.extend(whole.to_le_bytes());
+            }
+            None => {
+                pickle.push(b'G');
+                pickle.extend(number.as_f64().unwrap_or(f64::NAN).to_be_bytes());
+            }
+        },
+        Value::String(string) => text(pickle, string),
+        Value::Array(items) => {
+            pickle.extend(b"](");
+            items.iter().for_each(|item| value(pickle, item));
+            pickle.push(b'e');
+        }
+        Value::Object(items) => {
+            pickle.extend(b"}(");
+            for (key, item) in items {
+                text(pickle, key);
+                value(pickle, item);
+            }
+            pickle.push(b'u');
+        }
+    }
 }
 
 /// A string.
