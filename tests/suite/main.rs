@@ -4,6 +4,7 @@
 mod cache;
 mod checkpoints;
 mod generate;
+mod generation;
 mod gguf;
 mod golden;
 mod invariance;

@@ -122,6 +122,8 @@ pub(crate) fn run(
         let rotaries = architecture.layers.iter().filter_map(|layer| layer.attention.rotary.as_ref());
         cache.turn(rotaries.map(|rotary| rotations.way(rotary)).max().unwrap_or(0), cached + checked.length)?;
     }
+    let begun = observer.begin(input, cached);
+    begun.map_err(|source| Error::Observer { site: "the start of the run".into(), source })?;
     let mut run = Run {
         model,
         deepest: observer.deepest(),

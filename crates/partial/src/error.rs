@@ -67,6 +67,20 @@ pub enum Error {
         /// How many there are.
         size: i64,
     },
+    /// Positions were chosen at a value that the rows share although their texts begin at different columns.
+    #[error(
+        "{site} has one row for all texts, which begin at different columns; give position ids, or choose no positions"
+    )]
+    SharedRow {
+        /// The site of the edit.
+        site: String,
+    },
+    /// New tokens were chosen in a run that generates none.
+    #[error("the edit of {site} is for new tokens, and only generation has those; choose positions")]
+    NoNewTokens {
+        /// The site of the edit.
+        site: String,
+    },
     /// A mean over positions that are all padding.
     #[error("the edit of {site} is a mean over padding alone; choose positions with tokens")]
     NothingToAverage {

@@ -2,7 +2,8 @@
 //!
 //! [`TakeActivations::activations`], a method of the model, or [`partial_forward`], which does the same, is the whole of it for
 //! most people: names in, tensors out, and the run ends at the deepest name.
-//! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures.
+//! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures; [`Generation`] continues texts
+//! under the same edits.
 //!
 //! ```
 //! use models::{Config, Input, Model};
@@ -26,17 +27,22 @@
 //! ```
 
 mod activations;
+mod apply;
 mod edit;
+mod editor;
 mod effects;
 mod error;
+mod generation;
 mod metric;
 mod plan;
+mod reading;
 mod run;
 
 pub use activations::Activations;
 pub use edit::Edit;
 pub use effects::{Columns, Effects};
 pub use error::{Error, Result};
+pub use generation::{Continuation, Generation};
 pub use metric::Metric;
 pub use plan::Plan;
 pub use run::{Run, TakeActivations, partial_forward};
