@@ -65,8 +65,8 @@
 //! ```
 //!
 //! This crate re-exports four, each usable by itself: [`lowmem`] finds and places weights, [`models`] runs them,
-//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], and
-//! [`tuned_lens`] for folders of the tuned-lens package.
+//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], [`edits`] for
+//! those that people type, and [`tuned_lens`] for folders of the tuned-lens package.
 
 /// Runs the tutorial's snippet as a test.
 #[cfg(all(doctest, feature = "text"))]
@@ -90,6 +90,7 @@ pub use models;
 pub use partial;
 pub use tch;
 
+pub mod edits;
 pub mod load;
 #[cfg(feature = "text")]
 pub mod text;
@@ -101,5 +102,5 @@ pub mod prelude {
     pub use lens::{Lens, LensOptions, Measure};
     pub use lowmem::{Checkpoint, LoadOptions, Residency, cuda_if_available};
     pub use models::{Config, GenerateOptions, Input, KvCache, Model, Observer, Point, Site};
-    pub use partial::{Activations, Edit, Run, TakeActivations, partial_forward};
+    pub use partial::{Activations, Edit, Generation, Run, TakeActivations, partial_forward};
 }

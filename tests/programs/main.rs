@@ -4,9 +4,11 @@
 mod activations;
 mod bad_input;
 mod checkpoints;
+mod edits;
 mod generate;
 mod many_texts;
 mod program;
+mod steering;
 #[allow(dead_code)]
 #[path = "../suite/support.rs"]
 mod support;

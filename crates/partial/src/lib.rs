@@ -27,6 +27,7 @@
 //! ```
 
 mod activations;
+mod adamw;
 mod apply;
 mod edit;
 mod editor;
@@ -35,10 +36,12 @@ mod error;
 mod generation;
 mod metric;
 mod plan;
+pub mod probe;
 mod reading;
 mod run;
 
 pub use activations::Activations;
+pub use adamw::{AdamW, AdamWOptions};
 pub use edit::Edit;
 pub use effects::{Columns, Effects};
 pub use error::{Error, Result};
