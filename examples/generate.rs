@@ -2,16 +2,18 @@
 
 mod common;
 
-use std::{io::Write, ops::ControlFlow, process::ExitCode};
+use std::{io::Write, ops::ControlFlow, process::ExitCode, sync::Arc};
 
 use anyhow::Result;
 use clap::Parser;
 use transformer_utils::{
-    models::{Ending, GenerateOptions, GeneratedRow, NewToken, Sampling, generate},
+    models::{Ending, GenerateOptions, GeneratedRow, NewToken, Sampling},
+    partial::Generation,
     text::TextStream,
 };
 
 use common::{
+    edits::EditFlags,
     input::{ChatFlags, InputFlags},
     model::{ModelFlags, Opened},
 };
@@ -31,6 +33,9 @@ struct Flags {
 
     #[command(flatten)]
     chat: ChatFlags,
+
+    #[command(flatten)]
+    edits: EditFlags,
 
     /// Tokens to add, at most.
     #[arg(long, value_name = "N", default_value_t = 40, help_heading = "Generation")]
@@ -63,6 +68,10 @@ struct Flags {
     /// Go on after an end-of-text token.
     #[arg(long, help_heading = "Generation")]
     ignore_end: bool,
+
+    /// End a row when what was added contains this text; repeatable. The token that completes it is kept.
+    #[arg(long, value_name = "TEXT", help_heading = "Generation")]
+    stop: Vec<String>,
 }
 
 impl Flags {
@@ -80,6 +89,7 @@ impl Flags {
             .sampling(sampling)
             .repetition_penalty(self.repetition_penalty)
             .end_tokens(self.ignore_end.then(Vec::new))
+            .stop_texts(&self.stop)
     }
 }
 
@@ -90,15 +100,25 @@ fn main() -> ExitCode {
 fn run(flags: Flags) -> Result<()> {
     let options = flags.options();
     options.check()?;
-    let opened = flags.model.open()?;
-    let rows = flags.input.read_chat(&flags.chat, &opened)?;
+    let edits = flags.edits.read()?;
+    let mut opened = flags.model.open()?;
+    if !flags.stop.is_empty() {
+        let tokenizer = opened.need_tokenizer()?.clone();
+        opened.model = opened.model.with_tokens(Arc::new(tokenizer));
+    }
+    let opened = &opened;
+    let mut generation = Generation::new(&opened.model);
+    for (site, edit) in edits {
+        generation = generation.edit(site, edit)?;
+    }
+    let rows = flags.input.read_chat(&flags.chat, opened)?;
     let mut writer = match &rows.text {
-        Some(text) => Writer::text(&opened, text)?,
+        Some(text) => Writer::text(opened, text)?,
         None if rows.ids.len() == 1 => Writer::ids(rows.single()?)?,
         None => Writer::Silent,
     };
     let mut failed = None;
-    let generated = generate(&opened.model, &rows.ids, &options, |token| match writer.token(token) {
+    let generated = generation.stream(&rows.ids, &options, |token| match writer.token(token) {
         Ok(()) => ControlFlow::Continue(()),
         Err(error) => {
             failed = Some(error);
@@ -106,7 +126,7 @@ fn run(flags: Flags) -> Result<()> {
         }
     });
     let ended = writer.end();
-    let generated = generated?;
+    let generated = generated?.generated;
     if let Some(error) = failed {
         return Err(error);
     }

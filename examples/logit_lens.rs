@@ -13,6 +13,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use common::{
+    edits::EditFlags,
     input::{ChatFlags, InputFlags, Positions},
     model::{ModelFlags, Opened},
     output,
@@ -42,6 +43,9 @@ struct Flags {
 
     #[command(flatten)]
     chat: ChatFlags,
+
+    #[command(flatten)]
+    edits: EditFlags,
 
     /// What to show, separated by commas: logits, probs, ranks (of the model's final prediction), kl (KL(final || row)),
     /// reverse_kl, entropy, cross_entropy (with the next token).
@@ -112,7 +116,7 @@ struct Flags {
     compare: Option<PathBuf>,
 
     /// Redraw a table from a .json; no model is run.
-    #[arg(long, value_name = "TABLE.json", conflicts_with_all = ["text", "file", "ids", "chat", "model"])]
+    #[arg(long, value_name = "TABLE.json", conflicts_with_all = ["text", "file", "ids", "chat", "model", "edits", "steers"])]
     redraw: Option<PathBuf>,
 
     /// Light on dark pictures.
@@ -218,6 +222,7 @@ fn read_table(path: &Path) -> Result<Table> {
 /// Runs the model: one table for each row of the batch.
 fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     ensure!(flags.memory > 0, "--memory 0: some memory is needed");
+    let edits = flags.edits.read()?;
     let opened = flags.model.open()?;
     let rows = flags.input.read_chat(&flags.chat, &opened)?;
     let vocabulary = opened.model.architecture().vocabulary;
@@ -256,9 +261,13 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     if let Some(jacobian) = &jacobian {
         lens = lens.jacobian(jacobian)?;
     }
+    for (site, edit) in edits {
+        lens = lens.edit(site, edit)?;
+    }
+    let name = if flags.edits.is_given() { format!("{}, {}", opened.name, flags.edits) } else { opened.name.clone() };
     // A tokenizer that cannot be read is reported before anything runs.
     opened.tokenizer()?;
-    Ok(lens.tables(&opened.name, &prompts, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?)
+    Ok(lens.tables(&name, &prompts, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?)
 }
 
 fn track(opened: &Opened, text: &str) -> Result<(String, i64)> {

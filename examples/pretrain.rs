@@ -25,6 +25,7 @@ use tokenizers::{
 use transformer_utils::{
     lowmem,
     models::{Config, Input, Model, NoObserver, Random},
+    partial::{AdamW, AdamWOptions},
     tch::{Kind, Reduction, Tensor, no_grad},
 };
 
@@ -252,8 +253,7 @@ struct Training {
     config: Config,
     /// Trained weights in f32, by name, in a fixed order.
     weights: Vec<(String, Tensor)>,
-    first_moments: Vec<Tensor>,
-    second_moments: Vec<Tensor>,
+    optimizer: AdamW,
     progress: Progress,
 }
 
@@ -261,39 +261,42 @@ impl Training {
     fn start_or_resume(flags: &Flags, config: Config) -> Result<Self> {
         let shapes = Model::tensor_shapes(&config)?;
         let state = flags.out.join(STATE);
-        let mut weights = Vec::new();
-        let (mut first_moments, mut second_moments) = (Vec::new(), Vec::new());
+        let mut saved = None;
         let mut progress = Progress::default();
+        let mut weights = Vec::new();
         if state.is_file() {
             let text = fs::read_to_string(flags.out.join(PROGRESS)).context("cannot read the saved progress")?;
             progress = serde_json::from_str(&text).context("the saved progress is damaged; delete the folder")?;
-            let saved = common::tensors::read(&state)?;
+            let found = common::tensors::read(&state)?;
             for (name, shape) in shapes {
-                let take = |prefix: &str| -> Result<Tensor> {
-                    let key = format!("{prefix}{name}");
-                    let tensor = saved.get(&key).with_context(|| format!("{}: {key} is missing", state.display()))?;
-                    ensure!(
-                        tensor.size() == shape,
-                        "{}: {key} belongs to another model; use another --out",
-                        state.display()
-                    );
-                    Ok(tensor.shallow_clone())
-                };
-                first_moments.push(take("first.")?);
-                second_moments.push(take("second.")?);
-                weights.push((name.clone(), take("weight.")?));
+                let key = format!("weight.{name}");
+                let tensor = found.get(&key).with_context(|| format!("{}: {key} is missing", state.display()))?;
+                ensure!(
+                    tensor.size() == shape,
+                    "{}: {key} belongs to another model; use another --out",
+                    state.display()
+                );
+                weights.push((name.clone(), tensor.shallow_clone()));
             }
+            saved = Some(found);
         } else {
             let model = Model::random(config.clone(), flags.seed)?;
             weights = model.trainable(0..model.parts().len())?;
-            for (_, weight) in &weights {
-                first_moments.push(weight.f_zeros_like()?);
-                second_moments.push(weight.f_zeros_like()?);
-            }
         }
-        let weights =
-            weights.into_iter().map(|(name, weight)| (name, weight.detach().set_requires_grad(true))).collect();
-        Ok(Self { config, weights, first_moments, second_moments, progress })
+        let leaf = |(name, weight): (String, Tensor)| Ok((name, weight.f_detach()?.f_set_requires_grad(true)?));
+        let weights = weights.into_iter().map(leaf).collect::<Result<Vec<_>>>()?;
+        // Only matrices decay.
+        let (matrices, others): (Vec<_>, Vec<_>) = weights
+            .iter()
+            .map(|(name, weight)| (name.clone(), weight.shallow_clone()))
+            .partition(|(_, weight)| weight.dim() > 1);
+        let options = AdamWOptions::default().betas(0.9, 0.95);
+        let mut optimizer = AdamW::new(matrices, options.weight_decay(flags.weight_decay))?;
+        optimizer.add_group(others, options.weight_decay(0.0))?;
+        if let Some(saved) = saved {
+            optimizer.load_state(&saved).with_context(|| state.display().to_string())?;
+        }
+        Ok(Self { config, weights, optimizer, progress })
     }
 
     fn parameters(&self) -> usize {
@@ -340,8 +343,7 @@ impl Training {
         Ok(())
     }
 
-    /// One step of AdamW (Loshchilov and Hutter, 2019) with gradients clipped to norm one. Its moments are ours and not
-    /// tch's optimizer's because a resumed run must have them.
+    /// One step of AdamW with gradients clipped to norm one.
     fn step(&mut self, flags: &Flags, train: &[i64], step: u64, rate: f64) -> Result<f64> {
         // By the step's number, so that a resumed run draws the same batches.
         let random = Random::new(flags.seed);
@@ -353,32 +355,15 @@ impl Training {
         let loss = sequence_loss(&self.model(flags.compute.kind())?, sequences)?;
         loss.f_backward()?;
         let value = loss.f_double_value(&[])?;
-        no_grad(|| -> Result<()> {
-            let mut squares = 0.0;
-            for (name, weight) in &self.weights {
-                let gradient = weight.grad();
-                ensure!(gradient.defined(), "no gradient reached {name}");
-                squares += gradient.f_square()?.f_sum(Kind::Float)?.f_double_value(&[])?;
-            }
-            let clip = (1.0 / (squares.sqrt() + 1e-6)).min(1.0);
-            let (beta_1, beta_2) = (0.9_f64, 0.95_f64);
-            let count = (step + 1) as i32;
-            let (correct_1, correct_2) = (1.0 - beta_1.powi(count), 1.0 - beta_2.powi(count));
-            let moments = self.first_moments.iter_mut().zip(&mut self.second_moments);
-            for ((_, weight), (first, second)) in self.weights.iter_mut().zip(moments) {
-                let gradient = weight.grad().f_mul_scalar(clip)?;
-                *first = first.f_mul_scalar(beta_1)?.f_add(&gradient.f_mul_scalar(1.0 - beta_1)?)?;
-                *second = second.f_mul_scalar(beta_2)?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - beta_2)?)?;
-                let scale = second.f_div_scalar(correct_2)?.f_sqrt()?.f_add_scalar(1e-8)?;
-                let update = first.f_div_scalar(correct_1)?.f_div(&scale)?;
-                let decay = if weight.dim() > 1 { flags.weight_decay } else { 0.0 };
-                let mut data = weight.detach();
-                let _ = data.f_mul_scalar_(1.0 - rate * decay)?;
-                let _ = data.f_sub_(&update.f_mul_scalar(rate)?)?;
-                weight.zero_grad();
-            }
-            Ok(())
-        })?;
+        for (name, weight) in &self.weights {
+            ensure!(weight.grad().defined(), "no gradient reached {name}");
+        }
+        self.optimizer.clip(1.0)?;
+        for group in 0..self.optimizer.groups() {
+            self.optimizer.set_learning_rate(group, rate)?;
+        }
+        self.optimizer.step()?;
+        self.optimizer.zero_grad()?;
         Ok(value)
     }
 
@@ -397,14 +382,8 @@ impl Training {
     }
 
     fn save(&self, flags: &Flags) -> Result<()> {
-        let mut tensors = Vec::new();
-        for ((name, weight), (first, second)) in
-            self.weights.iter().zip(self.first_moments.iter().zip(&self.second_moments))
-        {
-            for (prefix, tensor) in [("weight.", weight), ("first.", first), ("second.", second)] {
-                tensors.push((format!("{prefix}{name}"), tensor.shallow_clone()));
-            }
-        }
+        let mut tensors = self.optimizer.state()?;
+        tensors.extend(self.weights.iter().map(|(name, weight)| (format!("weight.{name}"), weight.shallow_clone())));
         // The step count last: a kill between the two repeats some steps, it does not skip any.
         lowmem::save_safetensors(&flags.out.join(STATE), &tensors)?;
         common::output::write(&flags.out.join(PROGRESS), serde_json::to_string(&self.progress)?.as_bytes())

@@ -65,8 +65,9 @@
 //! ```
 //!
 //! This crate re-exports four, each usable by itself: [`lowmem`] finds and places weights, [`models`] runs them,
-//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], and
-//! [`tuned_lens`] for folders of the tuned-lens package, [`jacobian_lens`] for files that TransformerLens reads, too.
+//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], [`edits`] for
+//! those that people type, [`tuned_lens`] for folders of the tuned-lens package, [`jacobian_lens`] for files that TransformerLens
+//! reads, too.
 
 /// Runs the tutorial's snippet as a test.
 #[cfg(all(doctest, feature = "text"))]
@@ -90,6 +91,7 @@ pub use models;
 pub use partial;
 pub use tch;
 
+pub mod edits;
 pub mod jacobian_lens;
 pub mod load;
 #[cfg(feature = "text")]
@@ -102,5 +104,5 @@ pub mod prelude {
     pub use lens::{Lens, LensOptions, Measure};
     pub use lowmem::{Checkpoint, LoadOptions, Residency, cuda_if_available};
     pub use models::{Config, GenerateOptions, Input, KvCache, Model, Observer, Point, Site};
-    pub use partial::{Activations, Edit, Run, TakeActivations, partial_forward};
+    pub use partial::{Activations, Edit, Generation, Run, TakeActivations, partial_forward};
 }

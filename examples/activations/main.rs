@@ -17,6 +17,7 @@ use transformer_utils::{
 };
 
 use common::{
+    edits::EditFlags,
     input::{InputFlags, Positions},
     model::{ModelFlags, Opened, Placement, milliseconds},
     output, system, table,
@@ -38,6 +39,9 @@ struct Flags {
 
     #[command(flatten)]
     input: InputFlags,
+
+    #[command(flatten)]
+    edits: EditFlags,
 
     /// Names to write, separated by commas.
     #[arg(
@@ -67,7 +71,7 @@ struct Flags {
 
     /// Show the names of the model with their shapes, reading no weights; blocks that are alike are shown once. With --json,
     /// write them there.
-    #[arg(long, conflicts_with_all = ["text", "file", "ids", "names", "out", "positions"], help_heading = "Output")]
+    #[arg(long, conflicts_with_all = ["text", "file", "ids", "edits", "steers", "names", "out", "positions"], help_heading = "Output")]
     list: bool,
 
     /// With --list: show every block.
@@ -96,6 +100,11 @@ fn run(flags: Flags) -> Result<()> {
     let out = flags.out.as_ref().context("--out is missing")?;
     let store = flags.store.as_deref().map(|name| name.parse::<Dtype>().map_err(anyhow::Error::msg)).transpose()?;
     if let Some(texts) = flags.input.file.as_ref().filter(|path| corpus::is_corpus(path)) {
+        ensure!(
+            !flags.edits.is_given(),
+            "--edit and --steer change the run over one text; {} holds many",
+            texts.display()
+        );
         ensure!(flags.positions.is_none(), "--positions chooses positions of one text; {} holds many", texts.display());
         let job = corpus::Job { texts, out, names: &flags.names, store, flags: &flags.corpus };
         let report = job.run(&flags.model)?;
@@ -107,6 +116,7 @@ fn run(flags: Flags) -> Result<()> {
     flags.corpus.refuse()?;
     output::check_writable(out)?;
 
+    let edits = flags.edits.read()?;
     let opened = flags.model.open()?;
     let plan = Plan::new(&opened.model, &flags.names)?;
     let rows = flags.input.read(&opened)?;
@@ -117,6 +127,9 @@ fn run(flags: Flags) -> Result<()> {
     let place_ms = milliseconds(start);
     let start = Instant::now();
     let mut run = Run::planned(&opened.model, plan);
+    for (site, edit) in edits {
+        run = run.edit(site, edit)?;
+    }
     if let Some(positions) = positions {
         run = run.positions(positions);
     }

@@ -40,8 +40,7 @@ pub struct HeadShape {
 
 /// `Linear -> ReLU -> Linear` at every position, then a weighted mean over the positions.
 pub struct Head {
-    /// The trainable tensors, in group 0.
-    pub store: nn::VarStore,
+    store: nn::VarStore,
     shape: HeadShape,
     hidden: nn::Linear,
     output: nn::Linear,
@@ -104,11 +103,16 @@ impl Head {
         Ok(scores.f_mul(&weights.f_unsqueeze(-1)?)?.f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?)
     }
 
-    /// Writes the weights as safetensors.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    /// The trainable tensors by name.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
         let mut tensors: Vec<(String, Tensor)> = self.store.variables().into_iter().collect();
         tensors.sort_by(|(left, _), (right, _)| left.cmp(right));
-        Ok(lowmem::save_safetensors(path, &tensors)?)
+        tensors
+    }
+
+    /// Writes the weights as safetensors.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        Ok(lowmem::save_safetensors(path, &self.tensors())?)
     }
 
     /// A head with the weights that [`Head::save`] wrote.

@@ -184,7 +184,7 @@ fn train(flags: &TrainingFlags, base_learning_rate: Option<f64>, opened: &Opened
         weight_decay: flags.weight_decay,
         seed: flags.seed,
     };
-    let bag = BagOfTokens::new(opened.model.architecture().vocabulary, data.labels.len(), device);
+    let bag = BagOfTokens::new(opened.model.architecture().vocabulary, data.labels.len(), device)?;
     bag.fit(&data.train, &settings)?;
     let baseline = accuracy(&bag, &data.held_out, flags.batch)?;
 
@@ -200,7 +200,7 @@ fn train(flags: &TrainingFlags, base_learning_rate: Option<f64>, opened: &Opened
         opened.placement(),
         data.train.len(),
         data.held_out.len(),
-        count(&mut classifier.head.store.variables().into_values()),
+        count(&mut classifier.head.tensors().into_iter().map(|(_, tensor)| tensor)),
         count(&mut classifier.base.iter().map(|(_, tensor)| tensor.shallow_clone())),
     ))?;
     common::print(format_args!("bag of tokens    held-out accuracy {:.1} %", 100.0 * baseline))?;

@@ -6,19 +6,15 @@ use anyhow::{Context, Result, bail, ensure};
 use transformer_utils::{
     lowmem,
     models::{Axis, Dimension, Input, Model, Site},
-    partial::{Plan, Run},
-    tch::{
-        Device, Kind, Reduction, Tensor,
-        nn::{self, OptimizerConfig},
-        no_grad, no_grad_guard,
-    },
+    partial::{AdamW, AdamWOptions, Plan, Run},
+    tch::{Device, Kind, Reduction, Tensor, no_grad, no_grad_guard},
 };
 
 use super::{
     data::{Batch, Example, shuffled},
     head::Head,
 };
-use crate::common::{optimizer::store_of, progress, tensors};
+use crate::common::{progress, tensors};
 
 /// Something that scores the labels of a batch: `[batch, label]`.
 pub trait Scores {
@@ -101,12 +97,12 @@ impl<'a> Classifier<'a> {
     }
 
     /// The optimizer over the head (group 0) and, where they are trained, the base model's layers (group 1).
-    pub fn optimizer(&self, settings: &Settings) -> Result<nn::Optimizer> {
-        let head = self.head.store.trainable_variables();
-        let base = self.base.iter().map(|(_, tensor)| tensor.shallow_clone()).collect();
-        let store = store_of(&[head, base], self.device())?;
-        let config = nn::AdamW { wd: settings.weight_decay, ..nn::AdamW::default() };
-        Ok(config.build(&store, settings.learning_rate)?)
+    pub fn optimizer(&self, settings: &Settings) -> Result<AdamW> {
+        let options = AdamWOptions::default().weight_decay(settings.weight_decay);
+        let mut optimizer = AdamW::new(self.head.tensors(), options.learning_rate(settings.learning_rate))?;
+        let base = self.base.iter().map(|(name, tensor)| (name.clone(), tensor.shallow_clone()));
+        optimizer.add_group(base, options.learning_rate(settings.base_learning_rate))?;
+        Ok(optimizer)
     }
 
     /// Trains on `examples`, telling `after_epoch` the mean loss of each epoch.
@@ -117,12 +113,8 @@ impl<'a> Classifier<'a> {
         after_epoch: impl FnMut(usize, f64) -> Result<()>,
     ) -> Result<()> {
         let optimizer = self.optimizer(settings)?;
-        let rates: &[f64] = if self.base.is_empty() {
-            &[settings.learning_rate]
-        } else {
-            &[settings.learning_rate, settings.base_learning_rate]
-        };
-        fit(self, optimizer, rates, examples, settings, after_epoch)
+        let rates = [settings.learning_rate, settings.base_learning_rate];
+        fit(self, optimizer, &rates, examples, settings, after_epoch)
     }
 
     /// Writes the trained layers as safetensors, under the names that they have in the checkpoint.
@@ -163,40 +155,41 @@ fn parts_in_use(model: &Model, deepest: Site) -> impl Iterator<Item = usize> {
 /// A score for each label that is the sum of one number for each token: it knows which tokens a text has, and nothing of
 /// their order. Whatever beats it has learnt something that a list of words cannot say.
 pub struct BagOfTokens {
-    store: nn::VarStore,
     /// `[vocabulary, label]`
     table: Tensor,
+    /// `[label]`
     bias: Tensor,
 }
 
 impl BagOfTokens {
     /// A bag that knows nothing yet.
-    pub fn new(vocabulary: i64, labels: usize, device: Device) -> Self {
-        let store = nn::VarStore::new(device);
-        let table = store.root().zeros("table", &[vocabulary, labels as i64]);
-        let bias = store.root().zeros("bias", &[labels as i64]);
-        Self { store, table, bias }
+    pub fn new(vocabulary: i64, labels: usize, device: Device) -> Result<Self> {
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, device))?.f_set_requires_grad(true);
+        Ok(Self { table: zeros(&[vocabulary, labels as i64])?, bias: zeros(&[labels as i64])? })
     }
 
     /// Trains on `examples`.
     pub fn fit(&self, examples: &[Example], settings: &Settings) -> Result<()> {
         // A linear model over counts takes larger steps than a network does.
         let rate = 1e-2;
-        let optimizer = nn::Adam::default().build(&self.store, rate)?;
+        let options = AdamWOptions::default().learning_rate(rate).weight_decay(0.0);
+        let tensors = [("table", &self.table), ("bias", &self.bias)];
+        let tensors = tensors.map(|(name, tensor)| (name.to_owned(), tensor.shallow_clone()));
+        let optimizer = AdamW::new(tensors, options)?;
         fit(self, optimizer, &[rate], examples, settings, |_, _| Ok(()))
     }
 }
 
 impl Scores for BagOfTokens {
     fn scores(&self, batch: &Batch) -> Result<Tensor> {
-        let ids = batch.ids.f_to_device(self.store.device())?;
+        let ids = batch.ids.f_to_device(self.table.device())?;
         let rows = Tensor::f_embedding(&self.table, &ids, -1, false, false)?;
         let present = rows.f_mul(&batch.mask.f_unsqueeze(-1)?)?;
         Ok(present.f_sum_dim_intlist([1].as_slice(), false, Kind::Float)?.f_add(&self.bias)?)
     }
 
     fn device(&self) -> Device {
-        self.store.device()
+        self.table.device()
     }
 }
 
@@ -220,7 +213,7 @@ pub struct Settings {
 /// Trains; `rates` are the highest learning rates of the optimizer's groups, from which they fall linearly to zero.
 fn fit(
     scores: &impl Scores,
-    mut optimizer: nn::Optimizer,
+    mut optimizer: AdamW,
     rates: &[f64],
     examples: &[Example],
     settings: &Settings,
@@ -237,15 +230,15 @@ fn fit(
             let batch = Batch::new(&chosen, scores.device())?;
             let rest = 1.0 - step as f64 / steps as f64;
             for (group, rate) in rates.iter().enumerate() {
-                optimizer.set_lr_group(group, rate * rest);
+                optimizer.set_learning_rate(group, rate * rest)?;
             }
             let scores = scores.scores(&batch)?;
             let loss = scores.f_cross_entropy_loss(&batch.labels, None::<&Tensor>, Reduction::Mean, -100, 0.0)?;
             let value = loss.f_double_value(&[])?;
             ensure!(value.is_finite(), "the loss is {value} at step {step}; lower the learning rate");
-            optimizer.zero_grad();
+            optimizer.zero_grad()?;
             loss.f_backward()?;
-            optimizer.step();
+            optimizer.step()?;
             total += value * chosen.len() as f64;
             step += 1;
             bar.set_position(step as u64);

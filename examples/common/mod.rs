@@ -2,9 +2,9 @@
 
 #![allow(dead_code)] // every program uses its own part
 
+pub mod edits;
 pub mod input;
 pub mod model;
-pub mod optimizer;
 pub mod output;
 pub mod progress;
 pub mod system;

@@ -4,10 +4,12 @@
 mod activations;
 mod bad_input;
 mod checkpoints;
+mod edits;
 mod generate;
 mod jacobian_lens;
 mod many_texts;
 mod program;
+mod steering;
 #[allow(dead_code)]
 #[path = "../suite/support.rs"]
 mod support;

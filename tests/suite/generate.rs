@@ -19,7 +19,7 @@ fn run(model: &Model, prompts: &[Vec<i64>], options: &GenerateOptions) -> Genera
 }
 
 /// The rows of `single` or `left` without their padding.
-fn prompts(case: &Case, batch: &str) -> Vec<Vec<i64>> {
+pub fn prompts(case: &Case, batch: &str) -> Vec<Vec<i64>> {
     let ids = case.ids(batch);
     let Some(mask) = case.json[batch].get("attention_mask") else {
         return ids;
@@ -68,7 +68,7 @@ fn greedy_is_hugging_face_s_token_for_token() {
     assert!(compared > 100, "only {compared} comparisons");
 }
 
-fn tiny() -> Model {
+pub fn tiny() -> Model {
     let config = r#"{"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 40, "n_positions": 24,
         "initializer_range": 0.6, "eos_token_id": 39}"#;
     Model::random(Config::from_json(config).unwrap(), 3).unwrap()

@@ -5,6 +5,7 @@ mod attribution;
 mod cache;
 mod checkpoints;
 mod generate;
+mod generation;
 mod gguf;
 mod golden;
 mod invariance;

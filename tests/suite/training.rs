@@ -10,6 +10,7 @@ use clap::Parser;
 use transformer_utils::{
     lowmem::{Checkpoint, LoadOptions, Residency, save_safetensors},
     models::{Config, Model},
+    partial::{AdamW, AdamWOptions},
     tch::{Device, Tensor},
 };
 
@@ -184,8 +185,9 @@ fn only_the_layers_in_use_are_trained() {
     let before: Vec<Tensor> = classifier.base.iter().map(|(_, tensor)| tensor.detach().copy()).collect();
     classifier.fit(&examples(), &settings(), |_, _| Ok(())).unwrap();
     // The optimizer holds these and the head's four, nothing else.
-    let held = classifier.optimizer(&settings()).unwrap().trainable_variables();
-    let expected = classifier.head.store.trainable_variables().into_iter();
+    let optimizer = classifier.optimizer(&settings()).unwrap();
+    let held: Vec<Tensor> = optimizer.tensors().map(|(_, tensor)| tensor.shallow_clone()).collect();
+    let expected = classifier.head.tensors().into_iter().map(|(_, tensor)| tensor);
     let expected = expected.chain(classifier.base.iter().map(|(_, tensor)| tensor.shallow_clone()));
     let addresses =
         |tensors: &mut dyn Iterator<Item = Tensor>| tensors.map(|tensor| tensor.data_ptr() as usize).collect();
@@ -220,6 +222,26 @@ fn frozen_layers_are_not_recorded() {
 }
 
 #[test]
+fn what_was_trainable_can_be_frozen_again_as_it_is() {
+    let model = Model::random(config(), 2).unwrap();
+    let clean = model.logits([1, 2, 3]).unwrap();
+    let leaves = model.trainable(0..model.parts().len()).unwrap();
+    model.logits([1, 2, 3]).unwrap().sum(None).backward();
+    let mut optimizer = AdamW::new(leaves, AdamWOptions::default().learning_rate(0.1)).unwrap();
+    optimizer.step().unwrap();
+    let trained = model.logits([1, 2, 3]).unwrap();
+    model.freeze([model.block_part(0), model.block_part(1)]).unwrap();
+    assert!(model.logits([1, 2, 3]).unwrap().requires_grad());
+    model.freeze(0..model.parts().len()).unwrap();
+    let frozen = model.logits([1, 2, 3]).unwrap();
+    assert!(trained.requires_grad() && !frozen.requires_grad());
+    assert!(frozen.equal(&trained) && !frozen.equal(&clean));
+    // And the other way round, as often as one likes.
+    assert!(model.trainable([0]).unwrap().iter().all(|(_, leaf)| leaf.requires_grad()));
+    assert!(model.logits([1, 2, 3]).unwrap().requires_grad());
+}
+
+#[test]
 fn padding_changes_no_score() {
     let model = Model::random(config(), 2).unwrap();
     let examples = examples();
@@ -236,7 +258,7 @@ fn padding_changes_no_score() {
 
 #[test]
 fn a_bag_of_tokens_cannot_tell_order() {
-    let bag = BagOfTokens::new(12, 2, Device::Cpu);
+    let bag = BagOfTokens::new(12, 2, Device::Cpu).unwrap();
     let examples = examples();
     bag.fit(&examples, &settings()).unwrap();
     assert_eq!(accuracy(&bag, &examples, 8).unwrap(), 0.5);
@@ -244,7 +266,7 @@ fn a_bag_of_tokens_cannot_tell_order() {
 
 #[test]
 fn a_bag_of_tokens_learns_what_words_tell() {
-    let bag = BagOfTokens::new(12, 2, Device::Cpu);
+    let bag = BagOfTokens::new(12, 2, Device::Cpu).unwrap();
     let examples: Vec<Example> =
         (0..40).map(|index| Example { label: index % 2, ids: vec![3 + index % 2, 5, 7] }).collect();
     bag.fit(&examples, &settings()).unwrap();

@@ -45,7 +45,7 @@ use transformer_utils::{
         Action, GenerateOptions, Input, Layout, LogitsAt, Model, NoObserver, Observer, ObserverError, Point, Site,
         generate,
     },
-    partial::{Plan, Run, partial_forward},
+    partial::{Edit, Generation, Plan, Run, partial_forward},
     tch::{self, Device, Kind, Tensor, utils},
 };
 
@@ -92,7 +92,7 @@ enum Section {
     Products,
     /// Forwards that stop after an eighth, a quarter, a half and all of the blocks
     Depth,
-    /// Greedy generation, with a cache and without
+    /// Greedy generation, with a cache, under an edit, and without a cache
     Generate,
     /// How fast memory is read, and what a new token has to read
     Speed,
@@ -381,7 +381,8 @@ impl Bench {
         Ok(figures)
     }
 
-    /// Seconds between two new tokens, the first not counted: it comes with the prompt.
+    /// Seconds between two new tokens, the first not counted: it comes with the prompt. With an edit: a direction that is added to
+    /// the stream in the middle of the model at every token.
     fn generate(&self) -> Result<Vec<Figure>> {
         let prompt = self.ids(self.tokens);
         let [cached, uncached] = self.new_tokens[..] else { return Err(anyhow!("--new-tokens takes two numbers")) };
@@ -400,6 +401,18 @@ impl Bench {
             })?;
             between(&times)
         };
+        let middle = Site::block(self.model.config().layers() / 2, Point::Output);
+        let direction = Tensor::f_ones([self.model.architecture().d_model], (Kind::Float, Device::Cpu))?;
+        let generation = Generation::new(&self.model).edit(middle, Edit::add(&direction))?;
+        let edited = || {
+            let options = GenerateOptions::default().max_new_tokens(cached).end_tokens(Some(Vec::new()));
+            let mut times = Vec::with_capacity(cached);
+            generation.stream(&prompt, &options, |_| {
+                times.push(Instant::now());
+                ControlFlow::Continue(())
+            })?;
+            between(&times)
+        };
         let without = || {
             let mut ids = prompt.clone();
             let mut times = Vec::with_capacity(uncached);
@@ -411,8 +424,12 @@ impl Bench {
             }
             between(&times)
         };
-        let [with, without] = turns(self.repeats, [&with, &without])?;
-        Ok(vec![Figure::new("token_cached", "s", with), Figure::new("token_uncached", "s", without)])
+        let [with, edited, without] = turns(self.repeats, [&with, &edited, &without])?;
+        Ok(vec![
+            Figure::new("token_cached", "s", with),
+            Figure::new("token_edited", "s", edited),
+            Figure::new("token_uncached", "s", without),
+        ])
     }
 
     /// What a token cannot do without: reading every weight but the embedding's once.

@@ -72,6 +72,9 @@ fn one(bench: &mut Bench, size: Size, dtype: Dtype, folder: &Path) -> Result<()>
         let figure = figure_with.peer(name, 1.0 / median(&candles)).asked(Asked::Faster);
         bench.add(Figure { command: candle.shown().to_owned(), ..figure });
     }
+    let (figure_edited, _) = figure(middle(&ours, "token_edited")?, "cached, under an edit");
+    let plain = ("generation without the edit".to_owned(), 1.0 / middle(&ours, "token_cached")?);
+    bench.add(figure_edited.floor([plain]).asked(Asked::TimesAtMost(1.05)));
     // Without a case: the plots show what people use.
     let (figure_without, _) = figure(middle(&ours, "token_uncached")?, "no cache");
     bench.add(match &peer {

@@ -2,7 +2,8 @@
 
 use std::{collections::BTreeMap, ops::Range};
 
-use models::{Model, Site};
+use models::{AsSite, Model, Site};
+use partial::{Edit, Run};
 use tch::Kind;
 
 use crate::{
@@ -69,6 +70,7 @@ pub struct Lens<'a> {
     decoder: Decoder,
     rows: Vec<RowPlan>,
     translators: Option<Translators<'a>>,
+    edits: Vec<(Site, Edit)>,
 }
 
 impl<'a> Lens<'a> {
@@ -91,7 +93,7 @@ impl<'a> Lens<'a> {
         }
         let decoder = Decoder::parse(model, &options.decoder)?;
         let rows = options.rows.plan(model.architecture(), &decoder)?;
-        Ok(Self { model, options, decoder, rows, translators: None })
+        Ok(Self { model, options, decoder, rows, translators: None, edits: Vec::new() })
     }
 
     /// The names of the rows in the order in which they run.
@@ -140,6 +142,20 @@ impl<'a> Lens<'a> {
             return Err(error(format!("there is no translator for the row {name}; there are those of whole blocks")));
         }
         self.translators = Some(translators);
+        Ok(self)
+    }
+
+    /// Changes the value at `name` as the model runs; several edits of one site apply in the order given. The rows are those of the
+    /// changed run, and so is the output that measures refer to. Blocks of the decoder run without edits.
+    ///
+    /// # Errors
+    ///
+    /// As [`Run::edit`]: an unknown name, and a site after the last block.
+    pub fn edit(mut self, name: impl AsSite, edit: Edit) -> Result<Self> {
+        let site = self.model.sites().find(name.as_site())?;
+        let last = Site::before_block(self.model.config().layers());
+        Run::new(self.model, &[last])?.edit(name, edit.clone())?;
+        self.edits.push((site, edit));
         Ok(self)
     }
 
@@ -270,7 +286,8 @@ impl<'a> Lens<'a> {
 
     fn measure(&self, prompts: &[Chosen], wanted: &Wanted) -> Result<Measured> {
         let memory = self.options.memory;
-        let streams = RowStreams::take(self.model, &self.rows, &self.decoder, self.translators, prompts, memory)?;
+        let streams =
+            RowStreams::take(self.model, &self.rows, &self.decoder, self.translators, &self.edits, prompts, memory)?;
         let unembedding = self.model.unembedding()?;
         unembed::measure(&streams, &streams.reference, &unembedding, wanted)
     }
@@ -404,7 +421,8 @@ mod tests {
                 let ids: Vec<i64> = (0..40).map(|id| id * 11 + 3).collect();
                 let chosen = [Chosen { ids: &ids, positions: 0..40 }];
                 let streams =
-                    RowStreams::take(&model, &lens.rows, &lens.decoder, None, &chosen, lens.options.memory).unwrap();
+                    RowStreams::take(&model, &lens.rows, &lens.decoder, None, &[], &chosen, lens.options.memory)
+                        .unwrap();
                 let unembedding = model.unembedding().unwrap();
                 let check = |reference: &Tensor| {
                     let measured = unembed::measure(&streams, reference, &unembedding, &lens.wanted(&chosen)).unwrap();

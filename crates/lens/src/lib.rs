@@ -49,6 +49,7 @@ pub mod terminal;
 mod token_text;
 mod translators;
 mod tuned;
+mod tuned_training;
 mod unembed;
 mod unembedding_hash;
 mod view;
@@ -71,5 +72,6 @@ pub use crate::{
     table_error::TableError,
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
     tuned::{LENS_TYPE, TunedLens, TunedLensConfig},
+    tuned_training::{TrainedStep, TunedLensTraining},
     view::View,
 };

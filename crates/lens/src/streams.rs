@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use models::{Input, Model, Site, Tail};
-use partial::{Plan, Run};
+use partial::{Edit, Plan, Run};
 use tch::{Kind, TchError, Tensor};
 
 use crate::{Error, decoder::Decoder, error::Result, rows::RowPlan, translators::Translators, unembed::Streams};
@@ -39,13 +39,14 @@ fn torch(at: &'static str) -> impl Fn(TchError) -> Error {
 }
 
 impl<'a> RowStreams<'a> {
-    /// Runs the model once over all prompts, and what the decoder holds before the final norm. `memory` bounds the bytes
+    /// Runs the model once over all prompts, under the edits, and what the decoder holds before the final norm. `memory` bounds the bytes
     /// that the decoder's blocks take.
     pub(crate) fn take(
         model: &'a Model,
         plans: &[RowPlan],
         decoder: &Decoder,
         translators: Option<Translators<'a>>,
+        edits: &[(Site, Edit)],
         prompts: &[Chosen],
         memory: u64,
     ) -> Result<Self> {
@@ -54,6 +55,9 @@ impl<'a> RowStreams<'a> {
         let reference = Site::before_block(model.config().layers()).to_string();
         let names: Vec<&String> = sites.iter().chain([&reference]).collect();
         let mut run = Run::planned(model, Plan::new(model, &names)?);
+        for (site, edit) in edits {
+            run = run.edit(*site, edit.clone())?;
+        }
         // Streams of other positions are kept only if the decoder's attention will read them.
         let mut offset = 0;
         if decoder.is_local() {

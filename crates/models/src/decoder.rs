@@ -151,6 +151,8 @@ pub(crate) fn run(model: &Model, input: &Input, mut past: Past, observer: &mut d
         Past::Prefix(prefix) => prefix.check(layout, way, cached + checked.length)?,
     }
     let packed = checked.batch * checked.length == 1 && model.packs();
+    let begun = observer.begin(input, cached);
+    begun.map_err(|source| Error::Observer { site: "the start of the run".into(), source })?;
     let mut run = Run {
         model,
         deepest: observer.deepest(),

@@ -259,6 +259,12 @@ pub enum Error {
         /// The position in the row, padding not counted.
         position: usize,
     },
+    /// An observer stopped a run of which generation needs the logits.
+    #[error("the observer ended the run at {site}; to choose a token, generation needs the logits")]
+    NoLogits {
+        /// Where the run ended.
+        site: String,
+    },
     /// An observer's replacement does not fit the place.
     #[error(
         "the value put in at {site} has shape {found:?}, dtype {found_kind:?} and device {found_device:?}; \

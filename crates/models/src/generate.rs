@@ -5,77 +5,11 @@ use std::ops::ControlFlow;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
-    Ending, Error, Generated, GeneratedRow, Input, KvCache, LogitsAt, Model, NoObserver, Prompt, Result, Sampling,
-    sampling::{likeliest, penalize_repetition, positive},
+    Ending, Error, GenerateOptions, Generated, GeneratedRow, Input, KvCache, LogitsAt, Model, NoObserver, Observer,
+    Prompt, Result,
+    sampling::{likeliest, penalize_repetition},
+    stopping::Stopping,
 };
-
-/// How to continue.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct GenerateOptions {
-    /// Tokens to add to each row, at most.
-    pub max_new_tokens: usize,
-    /// How tokens are drawn; `None` takes the likeliest (greedy).
-    pub sampling: Option<Sampling>,
-    /// Above 1 makes tokens that the row already has less likely; 1 changes nothing. Padding does not count as seen, so a
-    /// row is continued in a batch as it is alone (Hugging Face counts it).
-    pub repetition_penalty: f64,
-    /// Tokens that end a row; `None` takes the config's.
-    pub end_tokens: Option<Vec<i64>>,
-    /// What short rows are padded with; `None` takes the first end token, or 0.
-    pub pad_token: Option<i64>,
-}
-
-impl Default for GenerateOptions {
-    /// Twenty tokens, greedily.
-    fn default() -> Self {
-        Self { max_new_tokens: 20, sampling: None, repetition_penalty: 1.0, end_tokens: None, pad_token: None }
-    }
-}
-
-impl GenerateOptions {
-    /// With another choice of [`GenerateOptions::max_new_tokens`].
-    pub fn max_new_tokens(mut self, max_new_tokens: usize) -> Self {
-        self.max_new_tokens = max_new_tokens;
-        self
-    }
-
-    /// With another choice of [`GenerateOptions::sampling`].
-    pub fn sampling(mut self, sampling: impl Into<Option<Sampling>>) -> Self {
-        self.sampling = sampling.into();
-        self
-    }
-
-    /// With another choice of [`GenerateOptions::repetition_penalty`].
-    pub fn repetition_penalty(mut self, repetition_penalty: f64) -> Self {
-        self.repetition_penalty = repetition_penalty;
-        self
-    }
-
-    /// With another choice of [`GenerateOptions::end_tokens`].
-    pub fn end_tokens(mut self, end_tokens: impl Into<Option<Vec<i64>>>) -> Self {
-        self.end_tokens = end_tokens.into();
-        self
-    }
-
-    /// With another choice of [`GenerateOptions::pad_token`].
-    pub fn pad_token(mut self, pad_token: impl Into<Option<i64>>) -> Self {
-        self.pad_token = pad_token.into();
-        self
-    }
-}
-
-impl GenerateOptions {
-    /// Refuses settings out of range, as [`generate`] does, for those who want to know before anything else happens.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Setting`].
-    pub fn check(&self) -> Result<()> {
-        positive("repetition_penalty", self.repetition_penalty)?;
-        self.sampling.as_ref().map_or(Ok(()), Sampling::check)
-    }
-}
 
 /// A token as soon as it is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,19 +48,39 @@ pub struct NewToken {
 ///
 /// # Errors
 ///
-/// [`Error::Setting`] for an option out of range, [`Error::EmptyInput`] for an empty row; [`Error::LogitsNotFinite`] where
+/// [`Error::Setting`] for an option out of range, [`Error::EmptyInput`] for an empty row, [`Error::NoTokenizer`] for
+/// stop texts without a tokenizer; [`Error::LogitsNotFinite`] where
 /// the model gives no number to choose by; whatever [`Model::forward`] refuses, [`Error::TooManyPositions`] for a prompt
 /// longer than the model's context among it.
 pub fn generate(
     model: &Model,
     prompts: &[Vec<i64>],
     options: &GenerateOptions,
+    on_token: impl FnMut(NewToken) -> ControlFlow<()>,
+) -> Result<Generated> {
+    generate_observed(model, prompts, options, &mut NoObserver, on_token)
+}
+
+/// As [`generate`], with an observer of every run: the first reads the prompts, each one after it the tokens chosen last.
+///
+/// [`Observer::begin`] tells which columns of the texts a run reads: after so many that are in the cache, those of its input.
+/// Where a family rotates all positions otherwise as a text grows, a run may read all columns again, after none that are in
+/// the cache. Rows that have ended go on as padding tokens until all have.
+///
+/// # Errors
+///
+/// As [`generate`]; [`Error::Observer`]; [`Error::NoLogits`] where the observer stops a run.
+pub fn generate_observed(
+    model: &Model,
+    prompts: &[Vec<i64>],
+    options: &GenerateOptions,
+    observer: &mut dyn Observer,
     mut on_token: impl FnMut(NewToken) -> ControlFlow<()>,
 ) -> Result<Generated> {
     let mut run = Run::new(model, prompts, options)?;
     let _no_grad = tch::no_grad_guard();
     for step in 0..options.max_new_tokens {
-        let logits = run.next_logits()?;
+        let logits = run.next_logits(observer)?;
         run.choose(logits, step, &mut on_token)?;
         if run.endings.iter().all(Option::is_some) {
             break;
@@ -162,7 +116,7 @@ impl Model {
 struct Run<'a> {
     model: &'a Model,
     options: &'a GenerateOptions,
-    end_tokens: &'a [i64],
+    stopping: Stopping<'a>,
     pad_token: i64,
     rows: Vec<Vec<i64>>,
     prompts: Vec<usize>,
@@ -194,7 +148,7 @@ impl<'a> Run<'a> {
         Ok(Self {
             model,
             options,
-            end_tokens,
+            stopping: Stopping::new(model, options, end_tokens, prompts.len())?,
             pad_token,
             rows: prompts.to_vec(),
             prompts: prompts.iter().map(Vec::len).collect(),
@@ -206,8 +160,8 @@ impl<'a> Run<'a> {
     }
 
     /// Runs the pending columns and gives the logits after the last one, each row's on the CPU.
-    fn next_logits(&mut self) -> Result<Vec<Vec<f64>>> {
-        let logits = match self.run_pending() {
+    fn next_logits(&mut self, observer: &mut dyn Observer) -> Result<Vec<Vec<f64>>> {
+        let logits = match self.run_pending(observer) {
             // All positions are rotated otherwise from here on: they are run again.
             Err(Error::CacheRotation { .. }) => {
                 self.cache = KvCache::new();
@@ -215,7 +169,7 @@ impl<'a> Run<'a> {
                 self.pending =
                     read.into_iter().zip(&self.pending).map(|(read, new)| [read, new.clone()].concat()).collect();
                 self.read = vec![Vec::new(); self.pending.len()];
-                self.run_pending()?
+                self.run_pending(observer)?
             }
             logits => logits?,
         };
@@ -223,7 +177,7 @@ impl<'a> Run<'a> {
         Ok(logits)
     }
 
-    fn run_pending(&mut self) -> Result<Vec<Vec<f64>>> {
+    fn run_pending(&mut self, observer: &mut dyn Observer) -> Result<Vec<Vec<f64>>> {
         let columns = self.cache.len() + self.pending.first().map_or(0, Vec::len) as i64;
         let mut input = Input::from_rows(&self.pending)?.logits_at(LogitsAt::Last);
         let width = self.prompts.iter().max().copied().unwrap_or(0);
@@ -234,9 +188,11 @@ impl<'a> Run<'a> {
             let new = new.map_err(Error::torch("positions of the new tokens"))?;
             input = input.attention_mask(mask).position_ids(new);
         }
-        let outcome = self.model.forward_cached(&input, &mut self.cache, &mut NoObserver)?;
-        // Nothing stops a run that nobody observes.
-        let logits = outcome.logits.ok_or(Error::EmptyInput)?;
+        let outcome = self.model.forward_cached(&input, &mut self.cache, observer)?;
+        let stopped_at = outcome.stopped_at;
+        let logits = outcome.logits.ok_or_else(|| Error::NoLogits {
+            site: stopped_at.map_or_else(|| "its start".into(), |site| site.to_string()),
+        })?;
         let values = numbers(&logits).map_err(Error::torch("the logits of the last position"))?;
         Ok(values.chunks(self.model.architecture().vocabulary as usize).map(<[f64]>::to_vec).collect())
     }
@@ -285,9 +241,9 @@ impl<'a> Run<'a> {
             } as i64;
             row.push(id);
             self.pending.push(vec![id]);
-            if self.end_tokens.contains(&id) {
-                *ending = Some(Ending::EndToken(id));
-            } else if full && step + 1 < self.options.max_new_tokens {
+            let prompt = self.prompts.get(index).copied().unwrap_or(0);
+            *ending = self.stopping.after(index, row.get(prompt..).unwrap_or_default());
+            if ending.is_none() && full && step + 1 < self.options.max_new_tokens {
                 *ending = Some(Ending::ContextFull);
             }
             stopped = on_token(NewToken { row: index, step, id }).is_break();

@@ -16,6 +16,12 @@ pub enum Ending {
     ContextFull,
     /// The callback said so.
     Stopped,
+    /// It contains this one of [`GenerateOptions::stop_texts`](crate::GenerateOptions::stop_texts), counted from 0.
+    StopText(usize),
+    /// It ends with this one of [`GenerateOptions::stop_tokens`](crate::GenerateOptions::stop_tokens), counted from 0.
+    StopTokens(usize),
+    /// [`GenerateOptions::stop_when`](crate::GenerateOptions::stop_when) said so.
+    StopCondition,
 }
 
 /// One continued row.

@@ -1,5 +1,7 @@
 //! What a run reads.
 
+use std::ops::Range;
+
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{Error, Result, Site};
@@ -175,6 +177,38 @@ impl Input {
             }
             _ => Err(mismatch("attention_mask", &[batch, length], mask.size())),
         }
+    }
+
+    /// The columns from each row's first token to its last, cached columns first, where an attention mask says that some are
+    /// padding: one range for each row, empty where all is padding. `None` where there is no mask.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InputShape`] for a mask that is not `[batch, position]`, [`Error::Torch`].
+    pub fn token_columns(&self) -> Result<Option<Vec<Range<i64>>>> {
+        let Some(mask) = &self.attention_mask else { return Ok(None) };
+        let [_, total] = mask.size()[..] else { return Err(mismatch("attention_mask", &[-1, -1], mask.size())) };
+        if mask.numel() == 0 {
+            return Err(Error::EmptyInput);
+        }
+        let mask = mask.f_ne(0).and_then(|mask| mask.f_to_device(Device::Cpu)?.f_to_kind(Kind::Int64)?.f_contiguous());
+        let mask = chunks(&mask.map_err(Error::torch("the attention mask"))?, total)?;
+        let range = |row: &Vec<i64>| {
+            let first = row.iter().position(|&attended| attended != 0).unwrap_or(0);
+            let end = row.iter().rposition(|&attended| attended != 0).map_or(0, |last| last + 1);
+            first as i64..end as i64
+        };
+        Ok(Some(mask.iter().map(range).collect()))
+    }
+
+    /// Columns of the input, padding included; with a cache, the new ones.
+    pub fn columns(&self) -> i64 {
+        self.shape().get(1).copied().unwrap_or(0)
+    }
+
+    /// At which positions logits are computed.
+    pub fn wanted_logits(&self) -> LogitsAt {
+        self.logits_at
     }
 
     /// `[batch, position]` and, of a stream, `d_model`; not checked against a model.

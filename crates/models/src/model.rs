@@ -349,7 +349,7 @@ impl Model {
     /// Gives every tensor of these parts a leaf that gradients are collected for, and returns the leaves by name. Part 0 is the
     /// embedding, [`Model::block_part`] says which part is a block's. Weights that share storage appear once.
     ///
-    /// With mapped weights the optimizer changes private pages; the file is never written.
+    /// With mapped weights the optimizer changes private pages; the file is never written. [`Model::freeze`] is the inverse.
     ///
     /// # Errors
     ///
@@ -365,6 +365,21 @@ impl Model {
             }
         }
         Ok(tensors)
+    }
+
+    /// The inverse of [`Model::trainable`]: gradients are collected for no tensor of these parts any more. They keep what training made
+    /// of them, and the leaves that were given out keep their gradients.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Weights`].
+    pub fn freeze(&self, parts: impl IntoIterator<Item = usize>) -> Result<()> {
+        for part in parts {
+            for name in self.parts.names(part)? {
+                self.parts.freeze(name)?;
+            }
+        }
+        Ok(())
     }
 }
 

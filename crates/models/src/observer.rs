@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::Site;
+use crate::{Input, Site};
 
 /// Why an observer gave up.
 pub type ObserverError = Box<dyn std::error::Error + Send + Sync>;
@@ -20,6 +20,16 @@ pub enum Action {
 
 /// Sees the value at every site as it is computed.
 pub trait Observer {
+    /// A run over `input` begins, after `cached` columns that come from a cache. The input has been checked; nothing has been
+    /// computed.
+    ///
+    /// # Errors
+    ///
+    /// Ends the run with [`crate::Error::Observer`].
+    fn begin(&mut self, _input: &Input, _cached: i64) -> Result<(), ObserverError> {
+        Ok(())
+    }
+
     /// Whether [`Observer::observe`] is to be called for the site; may be asked more than once. Some values exist only if
     /// somebody wants them: the attention scores and pattern of a block cost memory in the square of the positions, its
     /// heads' outputs one residual stream for each head.

@@ -29,15 +29,25 @@ impl Activations {
 
     /// The name a tensor was asked for by, and the tensor.
     fn find(&self, asked: impl AsSite) -> Result<(&str, &Tensor)> {
-        let is_asked = |name: &str, site: Site| match asked.as_site() {
+        let found = self.position(&asked).and_then(|index| self.tensors.get(index));
+        found.map(|(name, _, tensor)| (name.as_str(), tensor)).ok_or_else(|| self.not_captured(&asked))
+    }
+
+    /// Which of the tensors is asked for.
+    pub(crate) fn index(&self, asked: impl AsSite) -> Result<usize> {
+        self.position(&asked).ok_or_else(|| self.not_captured(&asked))
+    }
+
+    fn position(&self, asked: &impl AsSite) -> Option<usize> {
+        self.tensors.iter().position(|(name, site, _)| match asked.as_site() {
             SiteRef::Name(asked) => asked == name,
-            SiteRef::Site(asked) => asked == site,
-        };
-        let found = self.tensors.iter().find(|(name, site, _)| is_asked(name, *site));
-        found.map(|(name, _, tensor)| (name.as_str(), tensor)).ok_or_else(|| Error::NotCaptured {
-            name: asked.spelling(),
-            captured: self.tensors.iter().map(|(known, _, _)| known.clone()).collect(),
+            SiteRef::Site(asked) => asked == *site,
         })
+    }
+
+    fn not_captured(&self, asked: &impl AsSite) -> Error {
+        let captured = self.tensors.iter().map(|(known, _, _)| known.clone()).collect();
+        Error::NotCaptured { name: asked.spelling(), captured }
     }
 
     /// Names and tensors in the order of asking.

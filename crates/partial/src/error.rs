@@ -67,6 +67,20 @@ pub enum Error {
         /// How many there are.
         size: i64,
     },
+    /// Positions were chosen at a value that the rows share although their texts begin at different columns.
+    #[error(
+        "{site} has one row for all texts, which begin at different columns; give position ids, or choose no positions"
+    )]
+    SharedRow {
+        /// The site of the edit.
+        site: String,
+    },
+    /// New tokens were chosen in a run that generates none.
+    #[error("the edit of {site} is for new tokens, and only generation has those; choose positions")]
+    NoNewTokens {
+        /// The site of the edit.
+        site: String,
+    },
     /// A mean over positions that are all padding.
     #[error("the edit of {site} is a mean over padding alone; choose positions with tokens")]
     NothingToAverage {
@@ -82,6 +96,32 @@ pub enum Error {
         expected: Vec<i64>,
         /// The shape of the value.
         found: Vec<i64>,
+    },
+    /// An option of the optimizer that makes no sense.
+    #[error("{option} is {found}, expected {expected}")]
+    Optimizer {
+        /// The option.
+        option: &'static str,
+        /// Its value.
+        found: String,
+        /// Values that work.
+        expected: &'static str,
+    },
+    /// The state of an optimizer belongs to other tensors.
+    #[error("the state's {tensor} must have shape {expected:?}, but {}", shape_or_missing(.found.as_deref()))]
+    OptimizerState {
+        /// The tensor of the state.
+        tensor: String,
+        /// Its shape here.
+        expected: Vec<i64>,
+        /// Its shape in the state; `None` where it is missing.
+        found: Option<Vec<i64>>,
+    },
+    /// Examples that no probe can be trained on, or tensors that are none.
+    #[error("{problem}")]
+    Probe {
+        /// What was expected, and what was found.
+        problem: String,
     },
     /// A metric's token is not in the vocabulary.
     #[error("the metric ({metric}) is of token {token}, but the vocabulary has the ids 0..{vocabulary}")]
@@ -194,4 +234,8 @@ pub enum Error {
         /// What libtorch said.
         source: TchError,
     },
+}
+
+fn shape_or_missing(found: Option<&[i64]>) -> String {
+    found.map_or_else(|| "it is missing".into(), |found| format!("it has {found:?}"))
 }

@@ -2,8 +2,8 @@
 //!
 //! [`TakeActivations::activations`], a method of the model, or [`partial_forward`], which does the same, is the whole of it for
 //! most people: names in, tensors out, and the run ends at the deepest name.
-//! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures.
-//! [`Patching`] puts values of one run into another, place by place, and says what that does to a [`Metric`].
+//! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures; [`Generation`] continues texts
+//! under the same edits. [`Patching`] puts values of one run into another, place by place, and says what that does to a [`Metric`].
 //!
 //! ```
 //! use models::{Config, Input, Model};
@@ -27,22 +27,30 @@
 //! ```
 
 mod activations;
+mod adamw;
+mod apply;
 mod attribution;
 mod correlation;
 mod edit;
+mod editor;
 mod effects;
 mod error;
+mod generation;
 mod metric;
 mod patch;
 mod plan;
+pub mod probe;
+mod reading;
 mod run;
 
 pub use activations::Activations;
+pub use adamw::{AdamW, AdamWOptions};
 pub use attribution::{AttributionPatching, By, DirectLogitAttribution, InputAttribution};
 pub use correlation::Correlation;
 pub use edit::Edit;
 pub use effects::{Columns, Effects};
 pub use error::{Error, Result};
+pub use generation::{Continuation, Generation};
 pub use metric::Metric;
 pub use patch::{Direction, Patch, PatchProgress, PatchReport, Patched, Patching};
 pub use plan::Plan;

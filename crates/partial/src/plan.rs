@@ -8,7 +8,7 @@ use crate::{Error, Result};
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub(crate) captures: Vec<(String, Site)>,
-    deepest: Site,
+    pub(crate) deepest: Site,
 }
 
 impl Plan {

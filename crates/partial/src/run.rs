@@ -7,7 +7,8 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Activations, Edit, Error, Plan, Result,
-    edit::{Place, narrow},
+    apply::{Place, narrow},
+    editor::Editor,
 };
 
 /// Runs `model` over `input` no further than the deepest of `names` and returns the value at each.
@@ -82,9 +83,9 @@ impl TakeActivations for Model {
 /// # }
 /// ```
 pub struct Run<'a> {
-    model: &'a Model,
-    plan: Plan,
-    edits: Vec<(Place, Edit)>,
+    pub(crate) model: &'a Model,
+    pub(crate) plan: Plan,
+    pub(crate) edits: Vec<(Place, Edit)>,
     positions: Option<Range<i64>>,
     device: Option<Device>,
     kind: Option<Kind>,
@@ -148,22 +149,25 @@ impl<'a> Run<'a> {
     ///
     /// Whatever [`Model::input`] and [`Model::forward`] refuse, and errors that name the site where a capture or an edit failed.
     pub fn run<'p>(&self, input: impl Into<Prompt<'p>>) -> Result<Activations> {
-        self.run_with(&self.model.input(input)?, |model, input, observer| model.forward(input, observer))
+        self.run_with(&self.model.input(input)?, false, |model, input, observer| model.forward(input, observer))
     }
 
     /// As [`Run::run`] with a cache. The cache gains the new positions only if the run reaches the logits: capture `lm_head`
-    /// as well. It must start with tokens or at `input`, as [`Model::forward_cached`] says.
+    /// as well. It must start with tokens or at `input`, as [`Model::forward_cached`] says. Edits choose positions of the whole
+    /// text, whatever part of it the cache holds; those of [`Run::positions`] are the new ones.
     ///
     /// # Errors
     ///
     /// As [`Run::run`]; [`models::Error::CachedStart`], [`models::Error::CacheMismatch`].
     pub fn run_cached<'p>(&self, input: impl Into<Prompt<'p>>, cache: &mut KvCache) -> Result<Activations> {
-        self.run_with(&self.model.input(input)?, |model, input, observer| model.forward_cached(input, cache, observer))
+        let input = self.model.input(input)?;
+        self.run_with(&input, true, |model, input, observer| model.forward_cached(input, cache, observer))
     }
 
     fn run_with(
         &self,
         input: &Input,
+        is_part: bool,
         forward: impl FnOnce(&Model, &Input, &mut dyn Observer) -> models::Result<models::Outcome>,
     ) -> Result<Activations> {
         if let Some(start) = input.start_site() {
@@ -173,7 +177,8 @@ impl<'a> Run<'a> {
                 return Err(Error::BeforeStart { site: before.to_string(), start: start.to_string() });
             }
         }
-        let mut capture = Capture { run: self, input, values: Vec::new() };
+        let editor = Editor::new(&self.edits, is_part, None);
+        let mut capture = Capture { run: self, editor, values: Vec::new() };
         let outcome = forward(self.model, input, &mut capture).map_err(unwrap_own)?;
         let values = capture.values;
         let mut tensors = Vec::with_capacity(self.plan.captures.len());
@@ -188,7 +193,7 @@ impl<'a> Run<'a> {
         Ok(Activations { tensors, blocks_run: outcome.blocks_run, blocks_total })
     }
 
-    fn keep(&self, site: Site, value: &Tensor) -> Result<Tensor> {
+    pub(crate) fn keep(&self, site: Site, value: &Tensor) -> Result<Tensor> {
         let mut kept = value.shallow_clone();
         let torch = |source| Error::Torch { at: format!("capturing {site}"), source };
         if let Some(positions) = &self.positions {
@@ -219,22 +224,21 @@ pub(crate) fn unwrap_own(error: models::Error) -> Error {
 
 struct Capture<'a> {
     run: &'a Run<'a>,
-    input: &'a Input,
+    editor: Editor<'a>,
     values: Vec<(Site, Tensor)>,
 }
 
 impl Observer for Capture<'_> {
+    fn begin(&mut self, input: &Input, cached: i64) -> Result<(), ObserverError> {
+        Ok(self.editor.begin(input, cached)?)
+    }
+
     fn wants(&self, site: Site) -> bool {
-        let run = self.run;
-        run.plan.captures.iter().any(|(_, wanted)| *wanted == site)
-            || run.edits.iter().any(|(edited, _)| edited.site == site)
+        self.run.plan.captures.iter().any(|(_, wanted)| *wanted == site) || self.editor.edits(site)
     }
 
     fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
-        let mut changed: Option<Tensor> = None;
-        for (place, edit) in self.run.edits.iter().filter(|(edited, _)| edited.site == site) {
-            changed = Some(edit.apply(place, changed.as_ref().unwrap_or(value), self.input)?);
-        }
+        let changed = self.editor.edited(site, value)?;
         if self.run.plan.captures.iter().any(|(_, wanted)| *wanted == site) {
             let kept = self.run.keep(site, changed.as_ref().unwrap_or(value))?;
             self.values.push((site, kept));

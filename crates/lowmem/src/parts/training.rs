@@ -42,19 +42,37 @@ impl Parts {
         Ok(held.shallow_clone())
     }
 
-    /// One tensor by its name, placed.
-    fn placed(&self, name: &str) -> Result<(&Source, Tensor)> {
+    /// Ends what [`Parts::leaf`] began: no gradients are collected for the tensor any more. It keeps what training made of it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::MissingTensor`] when no part has that name; whatever libtorch refuses.
+    pub fn freeze(&self, name: &str) -> Result<()> {
+        let source = self.source(name)?;
+        let fail = |error| place_error(&source.info, self.shared.dtype, self.shared.options.device, error);
+        let mut state = lock(&self.shared.state);
+        if let Some(held) = state.kept.get_mut(&source.key).filter(|held| held.requires_grad()) {
+            *held = held.f_detach().map_err(fail)?;
+        }
+        Ok(())
+    }
+
+    fn source(&self, name: &str) -> Result<&Source> {
         let source = self.shared.parts.iter().flatten().find(|source| source.info.name == name);
-        let Some(source) = source else {
+        source.ok_or_else(|| {
             let names = self.shared.parts.iter().flatten().map(|source| source.info.name.as_str());
-            let nearest = nearest(name, names);
-            return Err(Error::MissingTensor {
+            Error::MissingTensor {
                 checkpoint: PathBuf::from("(parts)"),
                 tensor: name.to_owned(),
                 shape: Vec::new(),
-                nearest,
-            });
-        };
+                nearest: nearest(name, names),
+            }
+        })
+    }
+
+    /// One tensor by its name, placed.
+    fn placed(&self, name: &str) -> Result<(&Source, Tensor)> {
+        let source = self.source(name)?;
         let mut tensors = self.shared.place(&[source])?;
         let tensor = tensors.pop().ok_or(Error::NoSuchPart { part: 0, parts: self.len() })?;
         Ok((source, tensor))
