@@ -10,6 +10,7 @@ mod invariance;
 mod lens;
 mod memory;
 mod partial;
+mod patch;
 mod preparation;
 mod reduced_precision;
 mod support;

@@ -177,8 +177,8 @@ impl Input {
         }
     }
 
-    /// `[batch, position]` and, of a stream, `d_model`; not checked.
-    fn shape(&self) -> Vec<i64> {
+    /// `[batch, position]` and, of a stream, `d_model`; not checked against a model.
+    pub fn shape(&self) -> Vec<i64> {
         match &self.start {
             Start::Tokens(ids) => ids.size(),
             Start::Stream { stream, .. } => stream.size(),
@@ -319,7 +319,7 @@ fn token_positions(attended: &Tensor, length: i64) -> Result<Tensor, TchError> {
     positions.f_narrow(1, attended.size2()?.1 - length, length)
 }
 
-fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {
+pub(crate) fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {
     Error::InputShape { what, expected: expected.to_vec(), found }
 }
 

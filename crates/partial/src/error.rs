@@ -105,6 +105,34 @@ pub enum Error {
         /// The shape there was.
         found: Vec<i64>,
     },
+    /// A site whose value cannot be put from one run into another.
+    #[error("{site} cannot be patched: {reason}")]
+    NotPatchable {
+        /// The site.
+        site: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Two inputs that cannot be patched into each other.
+    #[error("the clean and the corrupted input do not fit together: {problem}")]
+    PatchInputs {
+        /// What differs.
+        problem: String,
+    },
+    /// Nothing to patch.
+    #[error("there is nothing to patch; choose sites, such as h.*, or give a list of patches")]
+    NoPatches,
+    /// Patching needs more memory than it may take.
+    #[error(
+        "patching needs at least {needed} bytes besides the weights, and may take {budget}; allow more, patch fewer sites, or \
+         take fewer or shorter inputs"
+    )]
+    MemoryBudget {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
     /// Libtorch failed while a value was captured or changed.
     #[error("{at}: {}", models::first_line(.source))]
     Torch {
