@@ -20,7 +20,7 @@ use crate::{
 /// What comes between the last block and the unembedding, with its weights, which live as long as this value: the final norm,
 /// and where the unembedding is narrower than the stream, a projection.
 pub struct Tail {
-    weights: TailWeights,
+    pub(crate) weights: TailWeights,
 }
 
 impl Tail {
@@ -281,6 +281,11 @@ impl Model {
     /// The part that holds a block's weights. Part 0 is the embedding.
     pub fn block_part(&self, block: usize) -> usize {
         self.map.layer(block)
+    }
+
+    /// Whether every run reads the weights anew and drops them after use. Gradients would need them all at once.
+    pub fn is_streamed(&self) -> bool {
+        self.parts.residency() == lowmem::Residency::Streamed
     }
 
     /// The final norm and what comes with it, for whoever applies it more than once: streamed weights are read for each call.

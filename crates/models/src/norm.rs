@@ -35,6 +35,23 @@ impl Normer {
         }
     }
 
+    /// The direction in what the norm reads that `direction` is in what it gives, `[.., width]` both, computed in `kind`, with the
+    /// scale that `stream` has: for every `x`, `x · found` is `direction ·` (`x` normed with that scale, without the bias).
+    pub(crate) fn direction_before(&self, direction: &Tensor, stream: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
+        let (direction, stream) = (direction.f_to_kind(kind)?, stream.f_to_kind(kind)?);
+        let unit_offset = self.norm.kind == NormKind::RmsUnitOffset;
+        let weighted = match &self.weight {
+            Some(weight) if unit_offset => direction.f_mul(&weight.f_to_kind(kind)?.f_add_scalar(1.0)?)?,
+            Some(weight) => direction.f_mul(&weight.f_to_kind(kind)?)?,
+            None => direction,
+        };
+        let mean = |of: &Tensor| of.f_mean_dim([-1].as_slice(), true, None);
+        let centred = matches!(self.norm.kind, NormKind::Layer { .. });
+        let spread = if centred { stream.f_sub(&mean(&stream)?)? } else { stream };
+        let scaled = weighted.f_mul(&mean(&spread.f_square()?)?.f_add_scalar(self.norm.epsilon)?.f_rsqrt()?)?;
+        if centred { scaled.f_sub(&mean(&scaled)?) } else { Ok(scaled) }
+    }
+
     /// The same, with input and weights in `kind`.
     pub(crate) fn apply_in(&self, x: &Tensor, kind: Kind) -> Result<Tensor, TchError> {
         let turn = |tensor: &Option<Tensor>| tensor.as_ref().map(|tensor| tensor.f_to_kind(kind)).transpose();
@@ -89,6 +106,23 @@ mod tests {
         assert!(!first.equal(&last));
         let (first, last) = (first.to_kind(Kind::Float), last.to_kind(Kind::Float));
         assert!(first.allclose(&last, 1e-2, 1e-2, false));
+    }
+
+    #[test]
+    fn a_direction_before_a_norm_sees_what_it_sees_behind_it() {
+        tch::manual_seed(2);
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Double, Device::Cpu));
+        let (x, direction, weight, bias) = (random(&[3, 8]), random(&[3, 8]), random(&[8]), random(&[8]));
+        let along = |x: &Tensor, direction: &Tensor| (x * direction).sum_dim_intlist([-1].as_slice(), false, None);
+        let layer = NormKind::Layer { weights: true };
+        for kind in [layer, NormKind::Rms, NormKind::RmsRoundedLast, NormKind::RmsUnitOffset] {
+            let with_bias = kind == layer;
+            let norm = Normer { bias: with_bias.then(|| bias.shallow_clone()), ..norm(kind, &weight) };
+            let before = norm.direction_before(&direction, &x, Kind::Double).unwrap();
+            let constant = along(&bias, &direction) * f64::from(with_bias);
+            let found = along(&x, &before) + constant;
+            assert!(found.allclose(&along(&norm.apply(&x).unwrap(), &direction), 1e-10, 1e-10, false), "{kind:?}");
+        }
     }
 
     #[test]

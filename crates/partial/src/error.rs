@@ -133,6 +133,59 @@ pub enum Error {
         /// Bytes allowed.
         budget: u64,
     },
+    /// Gradients of a model whose weights are read anew for every run.
+    #[error(
+        "gradients need all weights at once, and this model streams them; open it with the residency mapped or resident"
+    )]
+    StreamedGradient,
+    /// A site whose effect cannot be estimated by a gradient.
+    #[error("the effect of {site} cannot be estimated: {reason}")]
+    NoEstimate {
+        /// The site.
+        site: String,
+        /// Why not, and what to take instead.
+        reason: &'static str,
+    },
+    /// A clean and a corrupted input, or an input and its baseline, that do not belong together.
+    #[error(
+        "the two inputs must have one shape and begin at one site; they have the shapes {clean:?} and {corrupted:?}"
+    )]
+    Shapes {
+        /// The shape of the clean input.
+        clean: Vec<i64>,
+        /// The shape of the corrupted one, or of the baseline.
+        corrupted: Vec<i64>,
+    },
+    /// A path of no points.
+    #[error("a path needs at least 1 step, and 1 at once; asked for: {steps}, {at_once} at once")]
+    NoSteps {
+        /// Points asked for.
+        steps: i64,
+        /// Points in a batch.
+        at_once: i64,
+    },
+    /// A metric that is not a sum of logits.
+    #[error(
+        "direct logit attribution needs a metric that is linear in the logits, a logit or a logit difference, not the {metric}"
+    )]
+    NotLinear {
+        /// The metric.
+        metric: String,
+    },
+    /// A model whose final stream is not the sum of what its blocks add.
+    #[error(
+        "{site} is a norm of the residual stream itself, so that the stream is no sum of what the blocks add to it"
+    )]
+    NotASum {
+        /// The first such norm.
+        site: String,
+    },
+    /// Effects that cannot be set beside each other.
+    #[error("a correlation needs the same rows and columns in both, and 2 pairs of numbers that vary: {problem}")]
+    NotPaired {
+        /// What differs, or is missing.
+        problem: String,
+    },
     /// Libtorch failed while a value was captured or changed.
     #[error("{at}: {}", models::first_line(.source))]
     Torch {

@@ -27,6 +27,8 @@
 //! ```
 
 mod activations;
+mod attribution;
+mod correlation;
 mod edit;
 mod effects;
 mod error;
@@ -36,6 +38,8 @@ mod plan;
 mod run;
 
 pub use activations::Activations;
+pub use attribution::{AttributionPatching, By, DirectLogitAttribution, InputAttribution};
+pub use correlation::Correlation;
 pub use edit::Edit;
 pub use effects::{Columns, Effects};
 pub use error::{Error, Result};

@@ -146,6 +146,23 @@ impl Metric {
         if fits { Ok(()) } else { Err(self.misfit(vec![rows, vocabulary], size)) }
     }
 
+    /// What the metric is of, where it is linear in the logits: for each row a token that counts, and where it is a difference one that
+    /// counts against it, `[row]` each.
+    pub(crate) fn linear(&self, rows: i64, vocabulary: i64) -> Result<(Tensor, Option<Tensor>)> {
+        match &self.rule {
+            Rule::LogitDifference { right, wrong } => {
+                Ok((self.ids(right, rows, vocabulary)?, Some(self.ids(wrong, rows, vocabulary)?)))
+            }
+            Rule::Logit(token) => Ok((self.ids(token, rows, vocabulary)?, None)),
+            _ => Err(Error::NotLinear { metric: self.name.clone() }),
+        }
+    }
+
+    /// Whether [`Metric::linear`] has an answer.
+    pub(crate) fn is_linear(&self) -> bool {
+        matches!(self.rule, Rule::LogitDifference { .. } | Rule::Logit(_))
+    }
+
     fn misfit(&self, expected: Vec<i64>, found: Vec<i64>) -> Error {
         Error::MetricRows { metric: self.name.clone(), expected, found }
     }
