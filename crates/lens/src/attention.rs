@@ -1,6 +1,6 @@
 //! Attention patterns: where each head looks from each token, as plain data.
 
-use models::{AsSite, Model, Point, Site};
+use models::{Model, Point, Site};
 use partial::{Columns, Run};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor};
@@ -77,11 +77,7 @@ impl Attention {
     /// # Errors
     ///
     /// [`Error::Head`] for one that is not there, [`Error::SeveralRows`] for a batch; whatever the model refuses.
-    pub fn of<'p>(
-        model: &Model,
-        prompt: impl Into<models::Prompt<'p>>,
-        heads: &[(usize, usize)],
-    ) -> Result<Self> {
+    pub fn of<'p>(model: &Model, prompt: impl Into<models::Prompt<'p>>, heads: &[(usize, usize)]) -> Result<Self> {
         let rows = model.token_rows(prompt)?;
         let ids = match &rows[..] {
             [] => return Err(Error::Model(models::Error::EmptyInput)),
@@ -101,11 +97,13 @@ impl Attention {
             tch::no_grad(|| Run::new(model, &sites)?.to_device(Device::Cpu).to_kind(Kind::Float).run(ids.as_slice()))?;
         let head = |&(layer, head): &(usize, usize)| {
             let all = output.get(Site::block(layer, Point::Pattern))?;
-            let pattern = rows_of(all, head).map_err(|source| Error::Torch { at: "reading an attention pattern", source })?;
+            let pattern =
+                rows_of(all, head).map_err(|source| Error::Torch { at: "reading an attention pattern", source })?;
             Ok(HeadPattern { layer, head, pattern })
         };
         let spell = model.tokens();
-        let text = |id: i64| spell.map_or_else(|| id.to_string(), |spell| token_text_from_bytes(&spell.token_bytes(id)));
+        let text =
+            |id: i64| spell.map_or_else(|| id.to_string(), |spell| token_text_from_bytes(&spell.token_bytes(id)));
         Ok(Self {
             model: model.name().to_owned(),
             tokens: ids.iter().map(|&id| Token { id, text: text(id) }).collect(),

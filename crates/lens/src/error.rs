@@ -37,7 +37,9 @@ pub enum Error {
         rows: usize,
     },
     /// A head that the model does not have.
-    #[error("there is no head {head} in layer {layer}: the model has layers 0..{layers}, and that one has {heads} heads")]
+    #[error(
+        "there is no head {head} in layer {layer}: the model has layers 0..{layers}, and that one has {heads} heads"
+    )]
     Head {
         /// The layer asked for.
         layer: usize,

@@ -14,7 +14,10 @@ fn heads_are_those_of_the_run() {
         let expected = expected.get(0).get(head.head as i64);
         assert_eq!(head.pattern, Vec::<Vec<f32>>::try_from(&expected).unwrap(), "{}", head.name());
     }
-    assert_eq!(attention.heads.iter().map(|head| (head.layer, head.head)).collect::<Vec<_>>(), [(1, 0), (0, 1), (1, 1)]);
+    assert_eq!(
+        attention.heads.iter().map(|head| (head.layer, head.head)).collect::<Vec<_>>(),
+        [(1, 0), (0, 1), (1, 1)]
+    );
     assert_eq!(attention.tokens[2], Token { id: 3, text: "3".into() });
     for (heads, says) in [((2, 0), "layers 0..2"), ((1, 2), "has 2 heads")] {
         let error = Attention::of(&model, [1, 2, 3], &[heads]).unwrap_err();
@@ -42,18 +45,30 @@ fn json_and_csv() {
     assert!(jsonschema::validator_for(&schema).unwrap().is_valid(&json), "{json}");
     let csv = attention.to_csv().unwrap();
     let lines: Vec<&str> = csv.lines().collect();
-    assert_eq!(lines[..3], ["layer,head,query,query_token,key,key_token,weight", "0,0,0,t0,0,t0,1", "0,0,1,t1,0,t0,0.5"]);
+    assert_eq!(
+        lines[..3],
+        ["layer,head,query,query_token,key,key_token,weight", "0,0,0,t0,0,t0,1", "0,0,1,t1,0,t0,0.5"]
+    );
     assert_eq!(lines.len(), 1 + 2 * 6, "no key after its query");
 
     let mut broken = attention;
     broken.heads[1].pattern[2].pop();
-    assert!(broken.to_csv().unwrap_err().to_string().contains("h.0 head 1 has 2 queries or keys, expected one for each of 3"));
+    assert!(
+        broken
+            .to_csv()
+            .unwrap_err()
+            .to_string()
+            .contains("h.0 head 1 has 2 queries or keys, expected one for each of 3")
+    );
 }
 
 #[cfg(feature = "plot")]
 #[test]
 fn heads_are_drawn_side_by_side_and_on_a_page() {
-    use crate::{html, picture::{self, Style}};
+    use crate::{
+        html,
+        picture::{self, Style},
+    };
 
     let page = |attention: &Attention| picture::attention_svg(attention, &Style::default()).unwrap();
     let few = page(&fixture::attention(5, 3)).remove(0);
@@ -75,5 +90,7 @@ fn heads_are_drawn_side_by_side_and_on_a_page() {
         assert!(!page.contains(outside), "{outside}");
     }
     let none = Attention { heads: Vec::new(), ..fixture::attention(3, 1) };
-    assert!(html::attention(&none, &Style::default()).is_err() && picture::attention_svg(&none, &Style::default()).is_err());
+    assert!(
+        html::attention(&none, &Style::default()).is_err() && picture::attention_svg(&none, &Style::default()).is_err()
+    );
 }

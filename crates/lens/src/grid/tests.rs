@@ -75,7 +75,7 @@ fn numbers_of_a_grid_have_the_same_decimals() {
         (&[1.5, -0.001, 0.25], true, &["+1.50", "0.00", "+0.25"]),
         (&[123.4, -7.0], true, &["+123", "−7"]),
         (&[12.34, -7.0], false, &["12.3", "−7.0"]),
-        (&[0.0123, -0.5e-4], true, &["+0.0123", "0.0000"]),
+        (&[0.0123, -0.4e-4], true, &["+0.0123", "0.0000"]),
         (&[1.2e-7, -3e-9, 0.0], true, &["+1e−7", "−3e−9", "0"]),
         (&[0.0, f64::NAN], true, &["0.00", "–"]),
     ];
@@ -92,12 +92,12 @@ fn a_grid_displays_its_numbers_and_both_inputs() {
         "\
 tiny · patched: logit difference
 
-      h.1        +0.50  −0.12
-      h.0  0.00  −1.25  +3.00
-    input  0.00  +2.00  0.00
-    clean  When  ·Mary  ·and
+      h.1        +0.50 −0.12
+      h.0  0.00  −1.25 +3.00
+    input  0.00  +2.00 0.00
+    clean  When  ·Mary ·and
 corrupted        ·Anna
- position  0     1      2
+ position  0     1     2
 
 clean run: 3.21  corrupted run: −1.00  empty: no such place"
     );

@@ -75,8 +75,11 @@ impl<'a> Multiples<'a> {
         let names = if cell < NAMED_CELL { 0.0 } else { widths.fold(0.0, f64::max).min(MAX_TOKEN_WIDTH).ceil() + 5.0 };
         let side = tokens.len() as f64 * cell;
         let columns = ((PAGE_WIDTH - names + GAP) / (side + GAP)).floor().max(1.0) as usize;
-        let weights: Vec<f64> =
-            attention.heads.iter().flat_map(|head| head.pattern.iter().flatten().map(|weight| f64::from(*weight))).collect();
+        let weights: Vec<f64> = attention
+            .heads
+            .iter()
+            .flat_map(|head| head.pattern.iter().flatten().map(|weight| f64::from(*weight)))
+            .collect();
         Self { attention, style, scale: Scale::upwards([&weights[..]]), tokens, cell, names, columns }
     }
 
@@ -97,9 +100,10 @@ impl<'a> Multiples<'a> {
             [positions, number].iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join(" · ")
         };
         let grid = self.names + columns as f64 * (self.side() + GAP) - GAP;
-        let inner = [fonts::width(&title, TITLE_SIZE), fonts::width(HEADING, HEADING_SIZE), BAR.0 + 2.0 * BAR_OVERHANG, grid]
-            .into_iter()
-            .fold(fonts::width(&note, NOTE_SIZE), f64::max);
+        let inner =
+            [fonts::width(&title, TITLE_SIZE), fonts::width(HEADING, HEADING_SIZE), BAR.0 + 2.0 * BAR_OVERHANG, grid]
+                .into_iter()
+                .fold(fonts::width(&note, NOTE_SIZE), f64::max);
         let beside = fonts::width(HEADING, HEADING_SIZE) + 24.0 + BAR.0 + 2.0 * BAR_OVERHANG <= inner;
         let head = TITLE_SIZE + 14.0 + if beside { BAR_HEIGHT } else { BAR_HEIGHT + 26.0 };
         let row_height = NAME_HEIGHT + self.side() + GAP;
