@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, ValueEnum};
 use common::{
     input::Positions,
@@ -20,10 +20,13 @@ use common::{
     terminal,
 };
 use texts::Texts;
-use transformer_utils::lens::{
-    Attention, Grid, csv, html,
-    picture::{self, Style},
-    terminal::{render, text},
+use transformer_utils::{
+    lens::{
+        Attention, Grid, csv, html,
+        picture::{self, Style},
+        terminal::{render, text},
+    },
+    lowmem::{Dtype, DtypeChoice},
 };
 
 /// Find the places that make a model say one thing and not another.
@@ -180,7 +183,7 @@ fn run(flags: Flags) -> Result<()> {
         return draw_grid(&flags, &grid, &outputs);
     }
     ensure!(flags.memory > 0, "--memory 0: some memory is needed");
-    let opened = flags.model.open()?;
+    let opened = opened(&flags.model)?;
     let pair = Texts::read(&flags.input, &opened)?;
     if flags.attention.is_empty() {
         return draw_grid(&flags, &effects::measure(&flags, &opened, &pair)?, &outputs);
@@ -191,6 +194,15 @@ fn run(flags: Flags) -> Result<()> {
     attention.model.clone_from(&opened.name);
     attention.tokens = texts::tokens(&pair.clean, &opened)?;
     draw_attention(&flags, &attention, &outputs)
+}
+
+/// The model. Effects are differences of logits, which bf16 rounds to two digits: the bundled one is computed in f32.
+fn opened(flags: &ModelFlags) -> Result<Opened> {
+    let mut flags = flags.clone();
+    if flags.model.is_none() && flags.dtype == DtypeChoice::Auto {
+        flags.dtype = DtypeChoice::Fixed(Dtype::F32);
+    }
+    flags.open()
 }
 
 /// The heads that `--attention` means.

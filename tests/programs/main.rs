@@ -6,6 +6,7 @@ mod bad_input;
 mod checkpoints;
 mod generate;
 mod many_texts;
+mod patch;
 mod program;
 #[allow(dead_code)]
 #[path = "../suite/support.rs"]

@@ -372,3 +372,5 @@
   });
 
   build();
+  // The panel has the row as text, which should not wait to be found.
+  if (data.grid && state.row !== null && data.inputs.length) show(state.row, state.column);

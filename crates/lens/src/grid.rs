@@ -301,7 +301,7 @@ impl Grid {
         let mut notes: Vec<String> =
             known.iter().map(|(name, value)| format!("{name} run: {}", format.short(*value))).collect();
         if self.values.iter().flatten().any(|value| !value.is_finite()) {
-            notes.push("empty: no such place".into());
+            notes.push("empty: nothing there".into());
         }
         notes
     }

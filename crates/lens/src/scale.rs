@@ -102,11 +102,8 @@ impl Scale {
     /// A two-sided scale around any number.
     pub(crate) fn around<'a>(center: f64, values: impl IntoIterator<Item = &'a [f64]>) -> Self {
         let sorted = sorted(values);
-        let mut sizes: Vec<f64> = sorted.iter().map(|value| (value - center).abs()).collect();
-        sizes.sort_by(f64::total_cmp);
         // Effects are few and large: the largest must not look like those that follow.
-        let size = round_up(quantile(&sizes, 0.995));
-        let size = if size > 0.0 { size } else { round_up(quantile(&sizes, 1.0)).max(1e-6) };
+        let size = round_up(sorted.iter().map(|value| (value - center).abs()).fold(0.0, f64::max)).max(1e-6);
         let scale = Self::with_range(ColorMap::DIVERGING, Transform::Linear, center - size, center + size, &sorted);
         Self { center, ..scale }
     }
@@ -115,7 +112,8 @@ impl Scale {
     pub(crate) fn upwards<'a>(values: impl IntoIterator<Item = &'a [f64]>) -> Self {
         let sorted = sorted(values);
         let (low, high) = (quantile(&sorted, 0.0).min(0.0), round_up(quantile(&sorted, 1.0)));
-        Self::with_range(ColorMap::VIRIDIS, Transform::Linear, low, high, &sorted)
+        // Of long inputs most is near zero.
+        Self::with_range(ColorMap::VIRIDIS, Transform::Root, low, high, &sorted)
     }
 
     fn with_range(map: ColorMap, transform: Transform, low: f64, high: f64, sorted: &[f64]) -> Self {

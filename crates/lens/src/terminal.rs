@@ -129,18 +129,18 @@ pub fn render<'a, 'm>(
 
 /// Wide enough for most tokens; the few longer ones are cut. Numbers are not.
 fn token_width(view: &View<'_>, layer: &Layer<'_>) -> usize {
-    let mut widths: Vec<usize> = view.texts(layer).iter().map(|text| text.width()).collect();
+    let mut widths: Vec<usize> = view.tokens().iter().map(|text| text.width()).collect();
     widths.sort_unstable();
-    let most = widths.get(widths.len().saturating_sub(1) * 19 / 20).copied().unwrap_or_default();
+    let of_tokens = |share: usize| widths.get(widths.len().saturating_sub(1) * share / 20).copied().unwrap_or_default();
     if view.tokens_in_cells() {
         // The star of a prediction takes a place of its own.
-        return (most + 1).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end());
+        return (of_tokens(19) + 1).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end());
     }
-    let cells =
-        (0..view.row_count()).flat_map(|row| (0..view.columns()).map(move |column| view.cell(layer, row, column)));
     let edges = view.edges();
-    let numbers = cells.map(|cell| cell.width()).chain(edges.iter().filter(|edge| edge.number).map(Edge::widest));
-    numbers.max().unwrap_or_default().max(most.clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end()))
+    let numbers = view.numbers(layer).iter().map(|number| number.width()).max().unwrap_or_default();
+    let narrow = edges.iter().filter(|edge| edge.number).map(Edge::widest).fold(numbers, usize::max);
+    // Of a grid the numbers are what is read.
+    narrow.max(of_tokens(14).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end()))
 }
 
 struct Painter<'a> {

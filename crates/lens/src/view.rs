@@ -223,11 +223,21 @@ impl<'a> View<'a> {
         }
     }
 
-    /// The texts of cells and edges, which decide how wide a column is.
-    pub(crate) fn texts(&self, layer: &Layer<'_>) -> Vec<String> {
-        let (rows, columns) = (self.row_count(), self.columns());
-        let cells = (0..rows).flat_map(|row| (0..columns).map(move |column| self.cell(layer, row, column)));
+    /// The tokens of cells and edges, which decide how wide a column is.
+    pub(crate) fn tokens(&self) -> Vec<String> {
+        let rows = match self.subject {
+            Subject::Table(table, _) => table.rows.as_slice(),
+            Subject::Grid(_) => &[],
+        };
+        let cells = rows.iter().flat_map(|row| &row.top1_text).map(|text| display_token(text));
         cells.chain(self.edges().into_iter().filter(|edge| !edge.number).flat_map(|edge| edge.texts)).collect()
+    }
+
+    /// The numbers in the cells of a grid, which are never cut.
+    pub(crate) fn numbers(&self, layer: &Layer<'_>) -> Vec<String> {
+        let rows = if self.tokens_in_cells() { 0 } else { self.row_count() };
+        let cells = (0..rows).flat_map(|row| (0..self.columns()).map(move |column| self.cell(layer, row, column)));
+        cells.collect()
     }
 
     /// Which columns a part of them is: `positions 60 to 119`.

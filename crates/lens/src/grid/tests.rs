@@ -99,7 +99,7 @@ tiny · patched: logit difference
 corrupted        ·Anna
  position  0     1     2
 
-clean run: 3.21  corrupted run: −1.00  empty: no such place"
+clean run: 3.21  corrupted run: −1.00  empty: nothing there"
     );
 }
 

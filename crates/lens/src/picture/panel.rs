@@ -216,13 +216,15 @@ pub(super) fn draw_bar(canvas: &mut Canvas, scale: &Scale, (left, top): (f64, f6
     }
 }
 
-/// A cell's width that suits nineteen tokens in twenty; the others shrink. Numbers have one width.
+/// A cell's width that suits nineteen tokens in twenty; the others shrink; numbers do not.
 fn cell_width(view: View<'_>, layer: &Layer<'_>, style: &Style) -> f64 {
     if let Some(width) = style.cell_width {
         return f64::from(width.max(8));
     }
-    let mut widths: Vec<f64> = view.texts(layer).iter().map(|text| fonts::width(text, CELL_SIZES[0])).collect();
+    let width = |text: &String| fonts::width(text, CELL_SIZES[0]);
+    let mut widths: Vec<f64> = view.tokens().iter().map(width).collect();
     widths.sort_by(f64::total_cmp);
     let most = widths.get(widths.len() * 19 / 20).or(widths.last()).copied().unwrap_or_default();
+    let most = view.numbers(layer).iter().map(width).fold(most, f64::max);
     (most + 2.0 * PADDING + 1.0).clamp(40.0, 104.0).round()
 }
