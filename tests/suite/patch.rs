@@ -1,139 +1,81 @@
-//! Patched runs against whole runs with an edit, one by one.
+//! Activation patching against TransformerLens, and what is read before a patch is refused.
+
+use std::path::Path;
 
 use transformer_utils::{
-    lowmem::LoadOptions,
-    models::{Input, LogitsAt, Model, Site},
-    partial::{Columns, Direction, Edit, Metric, Patch, Patching, Run, partial_forward},
+    lowmem::{Dtype, DtypeChoice, LoadOptions},
+    models::{Input, Model},
+    partial::{Effects, Metric, Patching},
     tch::{Kind, Tensor},
 };
 
-use crate::support::{Case, cases, matrix, tensor};
+use crate::support::{cases, relative_error, tensors};
 
-/// Two inputs that differ from position 1 on, here and there.
-fn pair(case: &Case, model: &Model, batch: &str) -> (Input, Input) {
-    let vocabulary = model.architecture().vocabulary;
-    let mut ids = matrix(&case.json[batch]["ids"]);
-    for (row, ids) in ids.iter_mut().enumerate() {
-        for (position, id) in ids.iter_mut().enumerate().filter(|(position, _)| position % 4 == 1) {
-            *id = (*id + 1 + (row + position) as i64) % vocabulary;
-        }
-    }
-    let mut other = Input::from_rows(&ids).unwrap();
-    if let Some(mask) = case.json[batch].get("attention_mask") {
-        other = other.attention_mask(tensor(&matrix(mask)));
-    }
-    if let Some(positions) = case.json[batch].get("position_ids").filter(|_| batch == "left") {
-        other = other.position_ids(tensor(&matrix(positions)));
-    }
-    (case.input(batch), other)
+fn model(name: &str) -> Model {
+    let case = cases().into_iter().find(|case| case.name == name).unwrap();
+    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), ..LoadOptions::default() })
 }
 
-/// Logits of each row's last token, `[row, vocabulary]`, of a whole run of all positions.
-fn last(logits: &Tensor, input: &Input) -> Tensor {
-    let (rows, length, _) = logits.size3().unwrap();
-    let last_of = |row: i64| {
-        let attended = input.attended(Site::INPUT).unwrap();
-        let last = (0..length).rev().find(|&at| attended.as_ref().is_none_or(|mask| mask.int64_value(&[row, at]) == 1));
-        logits.get(row).get(last.unwrap_or(length - 1))
-    };
-    Tensor::stack(&(0..rows).map(last_of).collect::<Vec<_>>(), 0)
-}
-
-/// The metric of a whole run of `base` with a value of `source` put in.
-fn naive(model: &Model, base: &Input, source: &Input, place: &Place, metric: &Metric) -> f64 {
-    let (site, positions, heads) = place;
-    let value = partial_forward(model, &[site], source).unwrap();
-    let mut value = value.get(site).unwrap().shallow_clone();
-    let sites = model.sites();
-    let mut narrow = |dimension: Option<usize>, range: &std::ops::Range<i64>| {
-        value = value.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
-    };
-    if let Some(positions) = positions {
-        narrow(sites.position_dimension(*site), positions);
-    }
-    if let Some(heads) = heads {
-        narrow(sites.head_dimension(*site), heads);
-    }
-    let mut edit = Edit::replace(&value);
-    if let Some(positions) = positions {
-        edit = edit.positions(positions.clone());
-    }
-    if let Some(heads) = heads {
-        edit = edit.heads(heads.clone());
-    }
-    let run = Run::new(model, &["logits"]).unwrap().edit(site, edit).unwrap();
-    let logits = run.run(&base.clone().logits_at(LogitsAt::All)).unwrap();
-    let metric = metric.of(&last(logits.get("logits").unwrap(), base)).unwrap();
-    metric.to_kind(Kind::Double).mean(None).double_value(&[])
-}
-
-type Place = (Site, Option<std::ops::Range<i64>>, Option<std::ops::Range<i64>>);
-
-/// Every site that can be patched, with all its positions, some, and one, and with one head.
-fn places(model: &Model, length: i64) -> Vec<Place> {
-    let mut places = Vec::new();
-    for info in model.sites().iter() {
-        let site = info.site;
-        if Patching::new(model, [1, 2], [1, 3]).unwrap().sites(site).is_err() {
-            continue;
-        }
-        places.extend([(site, None, None), (site, Some(0..1), None), (site, Some(length - 1..length), None)]);
-        places.extend([(site, Some(3..6), None), (site, Some(length - 2..length), None)]);
-        if let Some(dimension) = model.sites().head_dimension(site) {
-            let heads = info.shape[dimension].size.unwrap();
-            places.extend([(site, None, Some(heads - 1..heads)), (site, Some(5..6), Some(0..1))]);
-        }
-    }
-    places
-}
-
-fn patches(places: &[Place]) -> Vec<Patch> {
-    let patch = |(site, positions, heads): &Place| {
-        let mut patch = Patch::at(site);
-        if let Some(positions) = positions {
-            patch = patch.positions(positions.clone());
-        }
-        if let Some(heads) = heads {
-            patch = patch.heads(heads.clone());
-        }
-        patch
-    };
-    places.iter().map(patch).collect()
+/// `[row, column]`
+fn values(effects: &Effects) -> Tensor {
+    let rows: Vec<Tensor> = effects.values.iter().map(|row| Tensor::from_slice(row)).collect();
+    Tensor::stack(&rows, 0)
 }
 
 #[test]
-fn patched_runs_have_the_bits_of_whole_runs() {
-    let mut wrong = Vec::new();
-    for case in cases().into_iter().filter(Case::is_original) {
-        let model = case.model(&LoadOptions::default());
-        if model.parts().dtype().kind() != Kind::Float {
-            continue;
-        }
-        for batch in ["single", "left", "right"].into_iter().filter(|batch| case.json.get(batch).is_some()) {
-            let (clean, corrupted) = pair(&case, &model, batch);
-            let places = places(&model, clean.shape()[1]);
-            let metric = Metric::logit_difference([2], [0]);
-            let found =
-                Patching::new(&model, &clean, &corrupted).unwrap().run_each(&patches(&places), &metric).unwrap();
-            let mut differing = 0;
-            for (place, found) in places.iter().zip(&found.effects.values) {
-                let expected = naive(&model, &corrupted, &clean, place, &metric);
-                if found[0] != expected {
-                    differing += 1;
-                    wrong.push(format!(
-                        "{} {batch} {} {:?} {:?}: {} instead of {expected}",
-                        case.name, place.0, place.1, place.2, found[0]
-                    ));
-                }
+fn patches_give_what_they_give_in_transformer_lens() {
+    for name in ["gpt2_plain", "llama_one_kv_head", "llama_rope_scaled"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/patching");
+        let expected = tensors(&folder.join(format!("{name}.safetensors")));
+        let model = model(name);
+        let ids = |key: &str| Input::ids(expected[key].shallow_clone());
+        let tokens = |key: &str| Vec::<i64>::try_from(&expected[key]).unwrap();
+        let metric = Metric::logit_difference(tokens("right"), tokens("wrong"));
+        let sweep = |sites: &str| Patching::new(&model, ids("clean"), ids("corrupted")).unwrap().sites(sites).unwrap();
+        let check = |key: &str, patching: Patching, turned: bool| {
+            let effects = patching.run(&metric).unwrap().effects;
+            let (found, expected) = (values(&effects), &expected[key]);
+            // Ours has a row for each head of each layer, and columns of positions.
+            let found = if turned {
+                let (layers, positions, heads) = expected.size3().unwrap();
+                found.view([layers, heads, positions]).transpose(1, 2)
+            } else {
+                found
+            };
+            let error = relative_error(&found, expected);
+            assert!(error < 1e-5, "{name} {key}: {error:e}");
+            for (key, found) in [("metric/clean", effects.clean), ("metric/corrupted", effects.corrupted)] {
+                let expected =
+                    crate::support::tensors(&folder.join(format!("{name}.safetensors")))[key].double_value(&[]);
+                assert!((found.unwrap() - expected).abs() < 1e-5 * expected.abs().max(1.0), "{name} {key}");
             }
-            println!(
-                "{} {batch} {:?}: {differing} of {} differ; {:?}",
-                case.name,
-                clean.shape(),
-                places.len(),
-                found.report
-            );
-        }
+        };
+        check("resid_pre", sweep("blocks.*.hook_resid_pre").each_position(), false);
+        check("resid_mid", sweep("h.*.resid_mid").each_position(), false);
+        check("attn_out", sweep("h.*.attn").each_position(), false);
+        check("mlp_out", sweep("h.*.mlp").each_position(), false);
+        check("z", sweep("h.*.attn.z").each_head(), false);
+        check("q", sweep("h.*.attn.q").each_head(), false);
+        check("pattern", sweep("h.*.attn.pattern").each_head(), false);
+        check("z_by_pos", sweep("h.*.attn.z").each_head().each_position(), true);
     }
-    assert!(wrong.is_empty(), "{} differ:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn nothing_is_read_for_a_patch_that_is_refused() {
+    let model = model("gpt2_plain");
+    let patching = || Patching::new(&model, [1, 2, 3, 4], [1, 5, 3, 4]).unwrap();
+    let metric = Metric::logit([2]);
+    assert!(patching().sites("h.3").is_err());
+    assert!(patching().sites("h.0").unwrap().positions(2..5).run(&metric).is_err());
+    assert!(patching().sites("h.0.attn.z").unwrap().heads(1..4).each_head().run(&metric).is_err());
+    assert!(patching().sites("h.0").unwrap().run(&Metric::logit([61])).is_err());
+    assert!(patching().sites("h.0").unwrap().memory_budget(1000).run(&metric).is_err());
+    assert!(Patching::new(&model, [1, 2], [1, 61]).is_err());
+    assert_eq!((model.report().tensors_placed, model.report().bytes_read), (0, 0));
+    // And it can be used.
+    let found = patching().sites("h.0").unwrap().run(&metric).unwrap();
+    assert_eq!(found.effects.clean, Some(found.effects.values[0][0]));
+    let logits = model.logits([1, 2, 3, 4]).unwrap().select(1, 3).to_kind(Kind::Double);
+    assert_eq!(found.effects.clean, Some(logits.double_value(&[0, 2])));
 }

@@ -202,8 +202,19 @@ impl<'a> Resolver<'a> {
         let differ = self.differ.unwrap_or(self.length);
         let changed = |spot: &Spot| Some(spot.positions.start.max(differ)).filter(|first| *first < spot.positions.end);
         let seen = self.read.iter().copied().max().unwrap_or(0);
+        let rounds = sites.iter().any(|&site| self.replacing_rounds(site));
         let first = spots.iter().filter_map(changed).min().filter(|first| *first <= seen);
+        let first = if rounds { Some(0) } else { first };
         Ok(Resolved { spots, sites, begin, first })
+    }
+
+    /// Whether replacing a value by itself, and with it every position, changes the last bits of what comes after.
+    fn replacing_rounds(&self, site: Site) -> bool {
+        match site.point {
+            Point::Scores | Point::Pattern => !self.model.numerics().materialised_attention,
+            Point::HeadOutput => true,
+            _ => false,
+        }
     }
 
     /// The last place from which a run still comes through `site`.
