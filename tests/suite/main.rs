@@ -1,6 +1,7 @@
 //! Everything that crosses crates, as one test program.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod attribution;
 mod cache;
 mod checkpoints;
 mod generate;
