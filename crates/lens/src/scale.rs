@@ -170,14 +170,22 @@ impl Scale {
         candidates.into_iter().for_each(|value| take(value, gap));
         chosen.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         let labelled = |(fraction, value): (f64, f64)| {
+            let plain = if self.center == 0.0 { plain(value) } else { self.rounded(value) };
             let label = match fraction {
-                0.0 if self.below => format!("≤{}", plain(value)),
-                1.0 if self.above => format!("≥{}", plain(value)),
-                _ => plain(value),
+                0.0 if self.below => format!("≤{plain}"),
+                1.0 if self.above => format!("≥{plain}"),
+                _ => plain,
             };
             Tick { fraction, label }
         };
         chosen.into_iter().map(labelled).collect()
+    }
+
+    /// A tick's value, to what can be told apart on the bar: around a number that is not round, none is.
+    fn rounded(&self, value: f64) -> String {
+        let decimals = (2.0 - (self.high - self.low).log10().floor()).clamp(0.0, 9.0);
+        let unit = 10_f64.powf(decimals);
+        plain((value * unit).round() / unit)
     }
 
     /// Round values that may be ticks, the roundest first.
