@@ -3,27 +3,26 @@
 mod common;
 
 use std::{
-    ffi::OsStr,
-    io::{IsTerminal, Write},
+    io::Write,
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use common::{
     edits::EditFlags,
     input::{ChatFlags, InputFlags, Positions},
-    model::{ModelFlags, Opened},
-    output,
+    model::ModelFlags,
+    pictures::{Format, numbered, outputs, text_pages, write_pages},
 };
 use transformer_utils::{
     jacobian_lens,
     lens::{
         Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
         picture::{self, Style},
-        terminal::{self, TerminalStyle},
+        terminal,
     },
     tuned_lens,
 };
@@ -157,43 +156,12 @@ impl FromStr for LensChoice {
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Format {
-    Png,
-    Svg,
-    Html,
-    Json,
-    Csv,
-}
-
-impl Format {
-    fn of(path: &Path) -> Result<Self> {
-        let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
-        Ok(match extension.as_str() {
-            "png" => Self::Png,
-            "svg" => Self::Svg,
-            "html" | "htm" => Self::Html,
-            "json" => Self::Json,
-            "csv" => Self::Csv,
-            _ => bail!("{}: unknown extension; known: .png, .svg, .html, .json, .csv", path.display()),
-        })
-    }
-}
-
 fn main() -> ExitCode {
     common::main(run)
 }
 
 fn run(flags: Flags) -> Result<()> {
-    let outputs: Vec<(PathBuf, Format)> = flags
-        .out
-        .iter()
-        .map(|path| {
-            let format = Format::of(path)?;
-            output::check_writable(path)?;
-            Ok((path.clone(), format))
-        })
-        .collect::<Result<_>>()?;
+    let outputs = outputs(&flags.out)?;
     let before = flags.compare.as_deref().map(read_table).transpose()?;
     let tables = match &flags.redraw {
         Some(path) => vec![read_table(path)?],
@@ -239,7 +207,13 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
         )
         .decoder(flags.decoder.clone())
         .top_k(flags.top_k.unwrap_or(if interactive { 8.min(vocabulary as usize) } else { 0 }))
-        .tracked(flags.track.iter().map(|text| track(&opened, text)).collect::<Result<Vec<_>>>()?)
+        .tracked(
+            flags
+                .track
+                .iter()
+                .map(|text| Ok((text.clone(), opened.one_token("--track", text)?)))
+                .collect::<Result<Vec<_>>>()?,
+        )
         .kl_clip(flags.kl_clip.then(|| 1.0 / (10.0 * vocabulary as f64)))
         .memory(flags.memory << 20);
     let prompt = |ids: &Vec<i64>| {
@@ -270,20 +244,6 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
     Ok(lens.tables(&name, &prompts, |id| opened.token_text(id).unwrap_or_else(|_| id.to_string()))?)
 }
 
-fn track(opened: &Opened, text: &str) -> Result<(String, i64)> {
-    let ids = opened.need_tokenizer()?.encode(text, false)?;
-    match ids[..] {
-        [id] => Ok((text.to_owned(), id)),
-        _ => {
-            let pieces: Vec<String> = ids.iter().map(|&id| opened.token_text(id)).collect::<Result<_>>()?;
-            bail!(
-                "--track {text:?} is {} tokens ({pieces:?}), expected one; words usually begin with a space",
-                ids.len()
-            )
-        }
-    }
-}
-
 /// What is drawn: all measures of a fresh table, of a redrawn one those that were asked for if it has them.
 fn shown(flags: &Flags, table: &Table) -> Result<Vec<Measure>> {
     if flags.redraw.is_none() {
@@ -294,12 +254,6 @@ fn shown(flags: &Flags, table: &Table) -> Result<Vec<Measure>> {
     let measures = if asked.is_empty() { table.measures.clone() } else { asked };
     ensure!(!measures.is_empty(), "the table has no measure to draw");
     Ok(measures)
-}
-
-/// `lens.png` to `lens.page-2.png`.
-fn numbered(path: &Path, what: &str, number: usize) -> PathBuf {
-    let extension = path.extension().unwrap_or_default().to_string_lossy();
-    path.with_extension(format!("{what}-{}.{extension}", number + 1))
 }
 
 struct Drawing<'a> {
@@ -315,14 +269,8 @@ impl Drawing<'_> {
     }
 
     fn terminal(&self) -> Result<()> {
-        let stdout = std::io::stdout();
-        let width = terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0));
-        let style = TerminalStyle::default()
-            .title(self.flags.title.clone())
-            .top_down(self.flags.top_down)
-            .width(width)
-            .color(common::terminal::color_depth(stdout.is_terminal()));
-        let mut out = stdout.lock();
+        let style = common::terminal::style().title(self.flags.title.clone()).top_down(self.flags.top_down);
+        let mut out = std::io::stdout().lock();
         for measure in self.measures {
             writeln!(out, "{}", terminal::render(self.view(), measure, &style)?)?;
         }
@@ -340,15 +288,6 @@ impl Drawing<'_> {
             Format::Json => text_pages(vec![self.table.to_json()?]),
             Format::Csv => text_pages(vec![csv::write(self.table)?]),
         };
-        for (page, bytes) in pages.iter().enumerate() {
-            let path = if page == 0 { path.to_owned() } else { numbered(path, "page", page) };
-            output::write(&path, bytes)?;
-            eprintln!("wrote {}", path.display());
-        }
-        Ok(())
+        write_pages(path, &pages)
     }
-}
-
-fn text_pages(pages: Vec<String>) -> Vec<Vec<u8>> {
-    pages.into_iter().map(String::into_bytes).collect()
 }

@@ -79,6 +79,11 @@ struct Tutorial;
 #[doc = include_str!("../docs/activations.md")]
 struct ActivationsGuide;
 
+/// Runs the snippet of the page about patching as a test.
+#[cfg(all(doctest, feature = "text"))]
+#[doc = include_str!("../docs/patching.md")]
+struct PatchingGuide;
+
 /// Runs the snippets of the front page as tests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -117,7 +117,12 @@ impl InputFlags {
     }
 }
 
-fn parse_rows(text: &str) -> Result<Vec<Vec<i64>>> {
+/// Rows of ids: `1,2,3;4,5`.
+///
+/// # Errors
+///
+/// What is no token id.
+pub fn parse_rows(text: &str) -> Result<Vec<Vec<i64>>> {
     let rows = text.strip_suffix(';').unwrap_or(text).split(';');
     rows.map(parse_row).collect()
 }

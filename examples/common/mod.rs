@@ -6,6 +6,7 @@ pub mod edits;
 pub mod input;
 pub mod model;
 pub mod output;
+pub mod pictures;
 pub mod progress;
 pub mod system;
 pub mod table;

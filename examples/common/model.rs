@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::{
     Args, ValueEnum,
     builder::{PossibleValuesParser, TypedValueParser},
@@ -299,6 +299,30 @@ impl Opened {
     /// The text of a token, bytes that are no UTF-8 written `\xE2`; the bare id where there is no tokenizer.
     pub fn token_text(&self, id: i64) -> Result<String> {
         Ok(self.tokenizer()?.map_or_else(|| id.to_string(), |tokenizer| tokenizer.token_text(id)))
+    }
+
+    /// The one token of a text given to a flag; without a tokenizer the text is its id.
+    ///
+    /// # Errors
+    ///
+    /// A text of several tokens, which are shown.
+    pub fn one_token(&self, flag: &str, text: &str) -> Result<i64> {
+        let Some(tokenizer) = self.tokenizer()? else {
+            let folder = self.checkpoint.folder().display();
+            return text
+                .trim()
+                .parse()
+                .with_context(|| format!("{folder}: no tokenizer.json there, so {flag} takes a token id"));
+        };
+        let ids = tokenizer.encode(text, false)?;
+        let [id] = ids[..] else {
+            let pieces: Vec<String> = ids.iter().map(|&id| self.token_text(id)).collect::<Result<_>>()?;
+            bail!(
+                "{flag} {text:?} is {} tokens ({pieces:?}), expected one; words usually begin with a space",
+                ids.len()
+            )
+        };
+        Ok(id)
     }
 
     /// How the model was placed.

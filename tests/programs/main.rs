@@ -8,6 +8,7 @@ mod edits;
 mod generate;
 mod jacobian_lens;
 mod many_texts;
+mod patch;
 mod program;
 mod steering;
 #[allow(dead_code)]

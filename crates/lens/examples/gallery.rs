@@ -9,7 +9,9 @@ use std::path::Path;
 
 use lens::picture::{self, Style};
 use lens::terminal::{self, TerminalStyle};
-use lens::{ColorDepth, Measure, Row, Table, Token, TopK, compare, csv, html};
+use lens::{
+    Attention, ColorDepth, Columns, Grid, HeadPattern, Measure, Row, Shading, Table, Token, TopK, compare, csv, html,
+};
 
 const MEASURES: [Measure; 5] = [Measure::Probs, Measure::Logits, Measure::Ranks, Measure::Kl, Measure::Entropy];
 
@@ -89,6 +91,19 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(folder.join("compare.html"), html::page(&comparison, &Style::default())?)?;
     let style = TerminalStyle::default().width(120).color(ColorDepth::TrueColor);
     fs::write(folder.join("compare.ansi"), terminal::render(&comparison, &Measure::Probs, &style)?)?;
+    for (name, grid) in [
+        ("grid-positions", effects(12, &pieces(ENGLISH), None)),
+        ("grid-long", effects(48, &repeated(ENGLISH, 300), None)),
+        ("grid-heads", effects(48, &[], Some(32))),
+        ("grid-text", effects(1, &repeated(ENGLISH, 40), None)),
+    ] {
+        println!("{name}");
+        write_grid(folder, name, &grid)?;
+    }
+    for (name, tokens, heads) in [("attention", 20, 32), ("attention-one", 20, 1), ("attention-long", 300, 6)] {
+        println!("{name}");
+        write_attention(folder, name, &attention(&repeated(ENGLISH, tokens), heads))?;
+    }
     Ok(())
 }
 
@@ -116,6 +131,113 @@ fn write(folder: &Path, name: &str, table: &Table) -> Result<(), Box<dyn Error>>
     fs::write(folder.join(format!("{name}.json")), table.to_json()?)?;
     fs::write(folder.join(format!("{name}.csv")), csv::write(table)?)?;
     Ok(())
+}
+
+fn write_grid(folder: &Path, name: &str, grid: &Grid) -> Result<(), Box<dyn Error>> {
+    for (dark, shade) in [(false, "light"), (true, "dark")] {
+        let style = Style::default().dark(dark);
+        for (index, page) in picture::png(grid, &[], &style)?.iter().enumerate() {
+            fs::write(folder.join(format!("{name}-{shade}-{index}.png")), page)?;
+        }
+    }
+    for width in [80, 120] {
+        for (color, suffix) in [(ColorDepth::None, "txt"), (ColorDepth::TrueColor, "ansi")] {
+            let style = TerminalStyle::default().width(width).color(color);
+            fs::write(folder.join(format!("{name}-{width}.{suffix}")), terminal::render(grid, None, &style)?)?;
+            if let Ok(text) = terminal::text(grid, &style) {
+                fs::write(folder.join(format!("{name}-text-{width}.{suffix}")), text)?;
+            }
+        }
+    }
+    fs::write(folder.join(format!("{name}.html")), html::page(grid, &Style::default())?)?;
+    fs::write(folder.join(format!("{name}.json")), grid.to_json()?)?;
+    fs::write(folder.join(format!("{name}.csv")), csv::write(grid)?)?;
+    Ok(())
+}
+
+fn write_attention(folder: &Path, name: &str, attention: &Attention) -> Result<(), Box<dyn Error>> {
+    for (dark, shade) in [(false, "light"), (true, "dark")] {
+        let style = Style::default().dark(dark);
+        for (index, page) in picture::attention_png(attention, &style)?.iter().enumerate() {
+            fs::write(folder.join(format!("{name}-{shade}-{index}.png")), page)?;
+        }
+    }
+    fs::write(folder.join(format!("{name}.html")), html::attention(attention, &Style::default())?)?;
+    Ok(())
+}
+
+/// Effects that look like those of patches: early at the token that differs, late at the last.
+fn effects(blocks: usize, texts: &[String], heads: Option<usize>) -> Grid {
+    let count = heads.unwrap_or(texts.len());
+    let token = |(id, text): (usize, &String)| Token { id: id as i64, text: text.clone() };
+    let tokens: Vec<Token> = texts.iter().enumerate().map(token).collect();
+    let mut corrupted = tokens.clone();
+    if let Some(token) = corrupted.get_mut(4) {
+        *token = Token { id: 999, text: " neutrino".into() };
+    }
+    let value = |row: usize, column: usize| {
+        let depth = row as f64 / blocks.max(2) as f64;
+        let noise = 0.2 * ((row * 31 + column * 17) as f64 * 12.9898).sin();
+        match heads {
+            Some(_) if (row * 7 + column) % 97 == 0 => 3.0 * depth - 1.0,
+            Some(_) => noise * depth,
+            None if column < 4 => f64::NAN,
+            None if column == 4 => 4.0 * (1.0 - depth) + noise,
+            None if column + 1 == count => 4.0 * depth + noise,
+            None => noise,
+        }
+    };
+    Grid {
+        model: "gpt2".into(),
+        method: "patched".into(),
+        metric: "logit difference of “ plasma” and “ blood”".into(),
+        rows: (0..blocks)
+            .map(|block| if heads.is_some() { format!("h.{block}.attn.z") } else { format!("h.{block}") })
+            .collect(),
+        columns: match heads {
+            Some(heads) => Columns::Heads((0..heads as i64).collect()),
+            None => Columns::Positions((0..count as i64).collect()),
+        },
+        corrupted_tokens: (!tokens.is_empty()).then_some(corrupted),
+        tokens,
+        values: (0..blocks).map(|row| (0..count).map(|column| value(row, column)).collect()).collect(),
+        shading: Shading::Around(if heads.is_some() { 0.0 } else { -0.5 }),
+        clean: Some(3.75),
+        corrupted: Some(-0.5),
+    }
+}
+
+/// Heads that look at the first token, at the one before, at themselves, or at an earlier copy.
+fn attention(texts: &[String], heads: usize) -> Attention {
+    let weights = |head: usize, query: usize| {
+        let size = |key: usize| {
+            let copy = key > 0 && texts.get(key - 1) == texts.get(query);
+            let kind = match head % 4 {
+                0 => key == 0,
+                1 => key + 1 == query,
+                2 => key == query,
+                _ => copy,
+            };
+            f64::from(u8::from(kind)) * 6.0
+                + ((query * 13 + key * 7 + head) as f64).sin().abs()
+                + f64::from(u8::from(key == 0))
+        };
+        let sizes: Vec<f64> = (0..=query).map(size).collect();
+        let sum: f64 = sizes.iter().sum();
+        let rest = texts.len() - sizes.len();
+        sizes.iter().map(|size| (size / sum) as f32).chain(std::iter::repeat_n(0.0, rest)).collect()
+    };
+    Attention {
+        model: "gpt2".into(),
+        tokens: texts.iter().enumerate().map(|(id, text)| Token { id: id as i64, text: text.clone() }).collect(),
+        heads: (0..heads)
+            .map(|head| HeadPattern {
+                layer: head / 12,
+                head: head % 12,
+                pattern: (0..texts.len()).map(|query| weights(head, query)).collect(),
+            })
+            .collect(),
+    }
 }
 
 const ENGLISH: &str = "Sometimes|,| when| people| say| plasma|,| they| mean| a| state| of| matter|.| Other| times|,| understandably|,| they| mean| blood";

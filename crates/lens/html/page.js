@@ -1,82 +1,38 @@
-"use strict";
-(() => {
-  const data = JSON.parse(document.getElementById("data").textContent);
-  const byId = (id) => document.getElementById(id);
-  const root = document.documentElement;
+  // What the cells hold: tokens, or of a grid their numbers.
+  const [noun, nouns] = data.grid ?? ["position", "positions"];
   const state = { measure: 0, order: data.top_down ? "down" : "up", filter: "", kind: "all", values: false, page: 0, row: null, column: 0 };
-
-  // --- Small helpers -------------------------------------------------------------------------------------------------
-
-  const element = (tag, properties = {}, ...children) => {
-    const made = Object.assign(document.createElement(tag), properties);
-    made.append(...children);
-    return made;
-  };
-  const say = (text) => { byId("status").textContent = text; };
-
-  // A token: its space marks step back, its own direction holds.
-  const token = (text) => {
-    const shown = element("bdi", { dir: "auto" });
-    for (const part of text.split(/(·+)/u)) {
-      if (part === "") continue;
-      shown.append(part.startsWith("·") ? element("span", { className: "space" }, part) : part);
-    }
-    return shown;
-  };
-  const spoken = (text) => text.replaceAll("·", " ").replaceAll("⏎", " line end ").replaceAll("⇥", " tab ").trim() || "space";
+  for (const measure of data.measures) measure.colors = measure.stops.map(channels);
 
   const short = (measure, value) => {
     if (value === null || value === undefined) return "–";
     const size = Math.abs(value);
-    const sign = data.comparison && value >= 0 ? "+" : "";
+    let sign = data.comparison && value >= 0 ? "+" : "";
     let text;
-    if (measure.unit === "rank") text = value.toFixed(0);
+    if (measure.format) {
+      const { decimals, signed } = measure.format;
+      text = decimals === null ? value.toExponential(0) : value.toFixed(decimals);
+      if (Number(text) === 0) text = text.replace("-", "");
+      else if (signed && value > 0) sign = "+";
+    } else if (measure.unit === "rank") text = value.toFixed(0);
     else if (measure.unit === "probability") text = size !== 0 && size < 0.0005 ? value.toExponential(0) : value.toFixed(3);
     else text = value.toFixed(size >= 999.5 ? 0 : size >= 99.95 ? 1 : 2);
     return sign + text.replace("-", "−");
-  };
-
-  // --- Colours: the same as in the pictures, from the stops that were sent along --------------------------------------
-
-  const transforms = {
-    linear: (value) => value,
-    root: (value) => Math.sign(value) * Math.sqrt(Math.abs(value)),
-    logarithm: (value) => Math.sign(value) * Math.log1p(Math.abs(value)),
-  };
-  const channels = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
-  for (const measure of data.measures) measure.colors = measure.stops.map(channels);
-
-  const color = (measure, value) => {
-    if (value === null || value === undefined) return null;
-    const apply = transforms[measure.transform];
-    const low = apply(measure.low);
-    const fraction = Math.min(1, Math.max(0, (apply(value) - low) / (apply(measure.high) - low)));
-    const place = fraction * (measure.colors.length - 1);
-    const index = Math.min(Math.floor(place), measure.colors.length - 2);
-    const [from, to] = [measure.colors[index], measure.colors[index + 1]];
-    return from.map((channel, at) => Math.round(channel + (to[at] - channel) * (place - index)));
-  };
-  const ink = (rgb) => {
-    const [r, g, b] = rgb.map((channel) => {
-      const value = channel / 255;
-      return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
-    });
-    const luminance = 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    return (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) ? "#000" : "#fff";
   };
 
   // --- What is shown ---------------------------------------------------------------------------------------------------
 
   const measure = () => data.measures[state.measure];
   const value = (row, column) => data.rows[row].values[state.measure]?.[column] ?? null;
-  const text = (row, column) => data.texts[data.rows[row].top1[column]];
+  const text = (row, column) => data.grid ? (value(row, column) === null ? "" : short(measure(), value(row, column))) : data.texts[data.rows[row].top1[column]];
   const changed = (row, column) => data.comparison && data.rows[row].before[column] !== null;
 
   const mean = (row) => {
     const numbers = (data.rows[row].values[state.measure] ?? []).filter((number) => number !== null);
     return numbers.length ? numbers.reduce((sum, number) => sum + number, 0) / numbers.length : -Infinity;
   };
+  // Parts of a block step back, where there are whole ones to count.
   const isPart = (name) => (name.match(/\./g) ?? []).length > 1;
+  const whole = data.rows.some((row) => !isPart(row.name));
   const visibleRows = () => {
     const wanted = state.filter.trim().toLowerCase();
     const rows = data.rows.map((_, row) => row).filter((row) => {
@@ -113,6 +69,10 @@
 
   const label = (row, column) => {
     const input = data.inputs[column];
+    if (data.grid) {
+      const at = input.text === undefined ? "" : `, ${spoken(data.texts[input.text])}`;
+      return `${short(measure(), value(row, column))}. ${data.rows[row].name}, ${noun} ${input.position}${at}. ${measure().heading}`;
+    }
     const was = changed(row, column) ? `, changed from ${spoken(data.texts[data.rows[row].before[column]])}` : "";
     return `${spoken(text(row, column))}${was}. ${data.rows[row].name}, position ${input.position}, after ${spoken(data.texts[input.text])}. ${measure().heading}: ${short(measure(), value(row, column))}`;
   };
@@ -165,7 +125,7 @@
     for (const row of rows) {
       const line = element("tr");
       const name = data.rows[row].name;
-      line.append(element("th", { scope: "row", title: name, className: isPart(name) ? "part" : "" }, name));
+      line.append(element("th", { scope: "row", title: name, className: whole && isPart(name) ? "part" : "" }, name));
       for (const column of columns) {
         const cell = element("td", { tabIndex: -1 }, token(text(row, column)));
         cell.setAttribute("role", "gridcell");
@@ -179,18 +139,35 @@
       }
       body.append(line);
     }
-    const predictions = edgeRow("predicts", "predictions", columns, (column) => {
+    const predictions = data.grid ? null : edgeRow("predicts", "predictions", columns, (column) => {
       const prediction = data.predictions[column];
       if (!prediction) return [""];
       const star = element("span", { className: "star", title: "right: this is the next token" }, "★");
       return prediction.right ? [token(data.texts[prediction.text]), " ", star] : [token(data.texts[prediction.text])];
     });
-    const inputs = edgeRow("token", "inputs", columns, (column) => [token(data.texts[data.inputs[column].text])]);
-    const numbers = edgeRow("position", "numbers", columns, (column) => [String(data.inputs[column].position)]);
+    const two = data.inputs.some((input) => input.corrupted !== undefined);
+    const tokens = (name, field) => edgeRow(name, "inputs", columns, (column) => {
+      const at = data.inputs[column][field];
+      return at === undefined ? [""] : [token(data.texts[at])];
+    });
+    // The nearest to the cells first.
+    const edges = [];
+    if (data.inputs.some((input) => input.text !== undefined)) edges.push(tokens(two ? "clean" : "token", "text"));
+    if (two) edges.push(tokens("corrupted", "corrupted"));
+    if (noun !== "column") edges.push(edgeRow(noun, "numbers", columns, (column) => [String(data.inputs[column].position)]));
     const head = element("thead");
     const foot = element("tfoot");
     // The predictions stand at the output's end.
-    if (state.order === "down") { head.append(numbers, inputs); foot.append(predictions); } else { head.append(predictions); foot.append(inputs, numbers); }
+    const [above, below] = state.order === "down" ? [edges.reverse(), [predictions]] : [[predictions], edges];
+    head.append(...above.filter(Boolean));
+    foot.append(...below.filter(Boolean));
+    // Sticky edges of several lines stand one beyond the other.
+    const stick = (lines, side) => lines.reduce((offset, line) => {
+      for (const cell of line.children) cell.style[side] = `${offset}px`;
+      return offset + (line.className === "numbers" ? 22 : 24);
+    }, 0);
+    stick([...head.children], "top");
+    stick([...foot.children].reverse(), "bottom");
     const grid = byId("grid");
     grid.replaceChildren(head, body, foot);
     grid.setAttribute("aria-colcount", data.inputs.length + 1);
@@ -198,7 +175,7 @@
     byId("pages").hidden = pageCount < 2;
     if (columns.length) {
       const [first, last] = [data.inputs[columns[0]].position, data.inputs[columns.at(-1)].position];
-      byId("page-text").textContent = `positions ${first} to ${last}, page ${state.page + 1} of ${pageCount}`;
+      byId("page-text").textContent = `${nouns} ${first} to ${last}, page ${state.page + 1} of ${pageCount}`;
     }
     byId("page-back").disabled = state.page === 0;
     byId("page-on").disabled = state.page === pageCount - 1;
@@ -237,6 +214,20 @@
 
   // --- The panel -------------------------------------------------------------------------------------------------------
 
+  // The tokens of the input, each on the colour of the row's number there.
+  const colored = (row, current) => {
+    const text = element("p", { className: "colored" });
+    data.inputs.forEach((input, column) => {
+      const number = value(row, column);
+      const rgb = color(measure(), number);
+      const part = element("span", { title: short(measure(), number) }, plain(data.texts[input.text]));
+      if (rgb) { part.style.background = `rgb(${rgb.join(" ")})`; part.style.color = ink(rgb); }
+      if (column === current) part.className = "current";
+      text.append(part);
+    });
+    return text;
+  };
+
   const show = (row, column) => {
     const input = data.inputs[column];
     const facts = element("tbody");
@@ -245,9 +236,10 @@
       facts.append(line);
       return line;
     };
-    fact("position", String(input.position));
-    fact("token", token(data.texts[input.text]));
-    fact("top token", token(text(row, column)), ` (id ${data.rows[row].ids[column]})`);
+    if (noun !== "column") fact(noun, String(input.position));
+    if (input.text !== undefined) fact(input.corrupted === undefined ? "token" : "clean token", token(data.texts[input.text]));
+    if (input.corrupted !== undefined) fact("corrupted token", token(data.texts[input.corrupted]));
+    if (!data.grid) fact("top token", token(text(row, column)), ` (id ${data.rows[row].ids[column]})`);
     if (changed(row, column)) fact("was", token(data.texts[data.rows[row].before[column]]));
     const prediction = data.predictions[column];
     if (prediction) fact("model predicts", token(data.texts[prediction.text]), ...(prediction.right ? [" ", element("span", { className: "star" }, "★")] : []));
@@ -256,6 +248,7 @@
       if (index === state.measure) line.className = "current";
     });
     const content = [element("h2", {}, data.rows[row].name), element("table", {}, facts)];
+    if (data.grid && input.text !== undefined) content.push(element("h3", {}, "The row as text"), colored(row, column));
     const best = data.rows[row].top_k?.[column];
     if (best?.length) {
       const list = element("ol");
@@ -293,14 +286,15 @@
     say(byId("page-text").textContent);
   };
   const setOrder = (order) => { state.order = order; byId("order").value = order; build(); say(byId("order").selectedOptions[0].textContent); };
-  const setValues = (on) => { state.values = on; byId("values").checked = on; paintAll(); };
-  const setTheme = () => {
-    const dark = root.dataset.theme === "dark" || (root.dataset.theme === "auto" && matchMedia("(prefers-color-scheme: dark)").matches);
-    root.dataset.theme = dark ? "light" : "dark";
-    say(dark ? "light" : "dark");
+  const setValues = (on) => {
+    if (data.grid) return;
+    state.values = on;
+    byId("values").checked = on;
+    paintAll();
   };
   const rebuildAndSay = () => { build(); say(`${rows.length} rows`); };
 
+  byId("measures").hidden = Boolean(data.grid);
   data.measures.forEach((one, index) => {
     const button = element("button", { type: "button", title: one.heading }, one.name);
     button.setAttribute("role", "radio");
@@ -318,7 +312,7 @@
   byId("filter").addEventListener("input", (event) => { state.filter = event.target.value; rebuildAndSay(); });
   byId("kind").addEventListener("change", (event) => { state.kind = event.target.value; rebuildAndSay(); });
   byId("order").addEventListener("change", (event) => setOrder(event.target.value));
-  byId("values").addEventListener("change", (event) => setValues(event.target.checked));
+  byId("values")?.addEventListener("change", (event) => setValues(event.target.checked));
   byId("theme").addEventListener("click", setTheme);
   byId("help-open").addEventListener("click", () => byId("help").showModal());
   byId("page-back").addEventListener("click", () => setPage(state.page - 1));
@@ -378,4 +372,5 @@
   });
 
   build();
-})();
+  // The panel has the row as text, which should not wait to be found.
+  if (data.grid && state.row !== null && data.inputs.length) show(state.row, state.column);

@@ -4,6 +4,7 @@ use std::fmt;
 
 use crate::{
     compare::Comparison,
+    grid::Grid,
     table::Table,
     terminal::{TerminalStyle, render},
     view::View,
@@ -23,11 +24,18 @@ impl fmt::Display for Comparison {
     }
 }
 
+/// The heatmap without colours, in 80 columns or the width that the format asks for.
+impl fmt::Display for Grid {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        heatmaps(self.into(), formatter)
+    }
+}
+
 fn heatmaps(view: View<'_>, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
     let style = TerminalStyle::default();
     let style = style.width(formatter.width().unwrap_or(80));
-    for (at, measure) in view.table().measures.iter().enumerate() {
-        // The measures are the table's own.
+    for (at, measure) in view.measures().into_iter().enumerate() {
+        // The measures are the view's own.
         let heatmap = render(view, measure, &style).map_err(|_| fmt::Error)?;
         let line_ends = if at > 0 { "\n\n" } else { "" };
         write!(formatter, "{line_ends}{}", heatmap.trim_end_matches('\n'))?;

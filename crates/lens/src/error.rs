@@ -36,6 +36,20 @@ pub enum Error {
         /// How many.
         rows: usize,
     },
+    /// A head that the model does not have.
+    #[error(
+        "there is no head {head} in layer {layer}: the model has layers 0..{layers}, and that one has {heads} heads"
+    )]
+    Head {
+        /// The layer asked for.
+        layer: usize,
+        /// The head asked for.
+        head: usize,
+        /// How many layers there are.
+        layers: usize,
+        /// How many heads the layer has; 0 where it is not there.
+        heads: usize,
+    },
     /// A step of zero blocks.
     #[error("a block step of 0 shows no block; use at least 1")]
     BlockStep,

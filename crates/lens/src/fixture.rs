@@ -1,6 +1,6 @@
 //! Tables for the tests of the renderers.
 
-use crate::{Measure, Row, Table, Token};
+use crate::{Attention, Columns, Grid, HeadPattern, Measure, Row, Shading, Table, Token};
 
 /// Three rows, three of four tokens, two measures; the last two predictions are right.
 pub(crate) fn small() -> Table {
@@ -54,5 +54,45 @@ pub(crate) fn of_tokens(texts: &[&str], names: &[&str], measures: &[Measure]) ->
         tokens: texts.iter().enumerate().map(|(id, text)| Token { id: id as i64, text: (*text).into() }).collect(),
         positions: (0..texts.len()).collect(),
         rows: rows.collect(),
+    }
+}
+
+/// Three rows, three positions of two inputs; one number is missing.
+pub(crate) fn grid() -> Grid {
+    let tokens = |ids: [i64; 3], texts: [&str; 3]| {
+        ids.into_iter().zip(texts).map(|(id, text)| Token { id, text: text.into() }).collect::<Vec<_>>()
+    };
+    Grid {
+        model: "tiny".into(),
+        method: "patched".into(),
+        metric: "logit difference".into(),
+        rows: ["input", "h.0", "h.1"].map(Into::into).to_vec(),
+        columns: Columns::Positions(vec![0, 1, 2]),
+        tokens: tokens([10, 11, 12], ["When", " Mary", " and"]),
+        corrupted_tokens: Some(tokens([10, 21, 12], ["When", " Anna", " and"])),
+        values: vec![vec![0.0, 2.0, 0.0], vec![0.0, -1.25, 3.0], vec![f64::NAN, 0.5, -0.125]],
+        shading: Shading::Around(0.0),
+        clean: Some(3.21),
+        corrupted: Some(-1.0),
+    }
+}
+
+/// Heads of layer 0; each query looks at itself with 0.5, in odd heads with 0.6, and at the first token with the rest.
+pub(crate) fn attention(tokens: usize, heads: usize) -> Attention {
+    let pattern = |own: f32| {
+        let weight = |query: usize, key: usize| match key {
+            _ if query == 0 && key == 0 => 1.0,
+            _ if key == query => own,
+            0 => 1.0 - own,
+            _ => 0.0,
+        };
+        (0..tokens).map(|query| (0..tokens).map(|key| weight(query, key)).collect()).collect()
+    };
+    Attention {
+        model: "tiny".into(),
+        tokens: (0..tokens).map(|at| Token { id: at as i64, text: format!("t{at}") }).collect(),
+        heads: (0..heads)
+            .map(|head| HeadPattern { layer: 0, head, pattern: pattern(if head % 2 == 0 { 0.5 } else { 0.6 }) })
+            .collect(),
     }
 }

@@ -1,127 +1,82 @@
 //! A page that explains itself: one file, no network, everything in it can be reached by mouse, keyboard and screen
 //! reader.
 
-use std::collections::HashMap;
+mod attention;
+mod data;
 
 use minijinja::{Environment, context, value::Value};
-use serde::Serialize;
 
-use crate::measure::Measure;
+use crate::compare::Comparison;
+use crate::grid::Grid;
 use crate::picture::{PictureError, Style};
 use crate::table::Table;
 use crate::table_error::TableError;
-use crate::token_text::{display_label, display_token};
-use crate::view::View;
+use crate::token_text::display_label;
+use crate::view::{Subject, View};
 
-/// Enough stops that the colours between them differ by less than can be seen.
-const STOPS: u32 = 33;
+use data::{grid_data, table_data};
 
-/// What the script finds in the page.
-#[derive(Serialize)]
-struct Data {
-    top_down: bool,
-    comparison: bool,
-    max_columns: usize,
-    measures: Vec<MeasureData>,
-    /// Every text that is shown, once.
-    texts: Vec<String>,
-    inputs: Vec<Input>,
-    predictions: Vec<PredictionData>,
-    rows: Vec<RowData>,
-}
+pub use attention::attention;
 
-#[derive(Serialize)]
-struct MeasureData {
-    name: String,
-    heading: String,
-    unit: &'static str,
-    transform: &'static str,
-    low: f64,
-    high: f64,
-    stops: Vec<String>,
-    ticks: Vec<TickData>,
-}
-
-#[derive(Serialize)]
-struct TickData {
-    fraction: f64,
-    label: String,
-}
-
-#[derive(Serialize)]
-struct Input {
-    position: usize,
-    text: usize,
-}
-
-#[derive(Serialize)]
-struct PredictionData {
-    text: usize,
-    right: bool,
-}
-
-#[derive(Serialize)]
-struct RowData {
-    name: String,
-    ids: Vec<i64>,
-    top1: Vec<usize>,
-    /// Of a comparison: what stood in each cell that changed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    before: Vec<Option<usize>>,
-    /// For each measure; single precision is more than is shown, and half as long. Not finite is `null`.
-    values: Vec<Vec<Option<f32>>>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    top_k: Option<Vec<Best>>,
-}
-
-/// The likeliest tokens of a cell: the number of each text, and its probability.
-type Best = Vec<(usize, Option<f32>)>;
-
-/// Gives every text that is shown a number.
-#[derive(Default)]
-struct Texts {
-    numbers: HashMap<String, usize>,
-    texts: Vec<String>,
-}
-
-impl Texts {
-    fn number(&mut self, text: &str) -> usize {
-        if let Some(number) = self.numbers.get(text) {
-            return *number;
-        }
-        let number = self.texts.len();
-        self.numbers.insert(text.to_owned(), number);
-        self.texts.push(display_token(text));
-        number
-    }
-}
-
-/// Draws the table, with all its measures, as an interactive HTML page in one file.
+/// Draws a table, with all its measures, or a grid as an interactive HTML page in one file.
 ///
 /// Of the style, `cell_width`, `cell_height` and `pixel_ratio` are not used; `dark` forces what otherwise follows the
 /// reader's settings. The page needs no network and forbids itself any.
 ///
 /// # Errors
 ///
-/// [`PictureError::Table`] for a table that does not pass [`Table::check`].
+/// [`PictureError::Table`] for a table or grid that does not pass [`Table::check`] or [`Grid::check`].
 pub fn page<'a>(view: impl Into<View<'a>>, style: &Style) -> Result<String, PictureError> {
     let view = view.into();
-    view.table().check()?;
+    view.check()?;
     let title = view.title(style.title.as_deref());
-    let description = format!("What each row of {title} predicts at each position");
-    let data = serde_json::to_string(&data(view, style)?).map_err(TableError::from)?;
-    let mut environment = Environment::new();
-    environment.add_template("page.html", include_str!("../html/page.html"))?;
-    let page = environment.get_template("page.html")?.render(context! {
-        title,
-        description,
-        comparison => view.comparison().is_some(),
-        theme => if style.dark { "dark" } else { "auto" },
-        css => Value::from_safe_string(include_str!("../html/page.css").into()),
-        script => Value::from_safe_string(include_str!("../html/page.js").into()),
-        data => Value::from_safe_string(harmless(&data)),
-    })?;
-    Ok(page)
+    let data = match view.subject() {
+        Subject::Table(table, comparison) => table_data(view, table, comparison, style)?,
+        Subject::Grid(grid) => grid_data(view, grid, style)?,
+    };
+    let (kind, description) = match view.subject() {
+        Subject::Table(..) => ("logit lens".into(), format!("What each row of {title} predicts at each position")),
+        Subject::Grid(grid) => (display_label(&grid.method), format!("{} of {title}", grid.heading())),
+    };
+    let parts = Parts {
+        html: include_str!("../html/page.html"),
+        css: &[include_str!("../html/base.css"), include_str!("../html/page.css")],
+        scripts: &[include_str!("../html/base.js"), include_str!("../html/page.js")],
+    };
+    parts.page(
+        style,
+        &serde_json::to_string(&data).map_err(TableError::from)?,
+        context! { title, kind, description, comparison => view.comparison_marks(), notes => view.notes() },
+    )
+}
+
+/// What a page is made of.
+struct Parts {
+    /// The template.
+    html: &'static str,
+    css: &'static [&'static str],
+    /// They share one scope.
+    scripts: &'static [&'static str],
+}
+
+impl Parts {
+    /// The page with its data (JSON) and what the template asks for besides.
+    fn page(&self, style: &Style, data: &str, context: Value) -> Result<String, PictureError> {
+        let mut environment = Environment::new();
+        environment.add_template("head.html", include_str!("../html/head.html"))?;
+        environment.add_template("page.html", self.html)?;
+        let css = Value::from_safe_string(self.css.concat());
+        let theme = if style.dark { "dark" } else { "auto" };
+        let head = environment.get_template("head.html")?.render(context! { theme, css, ..context.clone() })?;
+        let script = format!("\"use strict\";\n(() => {{\n{}}})();\n", self.scripts.concat());
+        let page = environment.get_template("page.html")?.render(context! {
+            head => Value::from_safe_string(head),
+            script => Value::from_safe_string(script),
+            data => Value::from_safe_string(harmless(data)),
+            ..context
+        })?;
+        Ok(page)
+    }
 }
 
 /// JSON that cannot end the element it stands in.
@@ -131,83 +86,6 @@ fn harmless(json: &str) -> String {
         .replace('&', "\\u0026")
         .replace('\u{2028}', "\\u2028")
         .replace('\u{2029}', "\\u2029")
-}
-
-fn data(view: View<'_>, style: &Style) -> Result<Data, PictureError> {
-    let table = view.table();
-    let mut texts = Texts::default();
-    let inputs = table
-        .positions
-        .iter()
-        .zip(table.inputs())
-        .map(|(&position, token)| Input { position, text: texts.number(&token.text) })
-        .collect();
-    let predictions = table
-        .predictions()
-        .into_iter()
-        .map(|prediction| PredictionData {
-            text: texts.number(&prediction.text),
-            right: prediction.right == Some(true),
-        })
-        .collect();
-    let rows = (0..table.rows.len()).filter_map(|row| row_data(view, row, &mut texts)).collect();
-    let measures =
-        table.measures.iter().map(|measure| measure_data(view, measure)).collect::<Result<Vec<_>, PictureError>>()?;
-    Ok(Data {
-        top_down: style.top_down,
-        comparison: view.comparison().is_some(),
-        max_columns: style.max_columns.max(1),
-        measures,
-        texts: texts.texts,
-        inputs,
-        predictions,
-        rows,
-    })
-}
-
-fn row_data(view: View<'_>, index: usize, texts: &mut Texts) -> Option<RowData> {
-    let table = view.table();
-    let row = table.rows.get(index)?;
-    let single = |value: f64| value.is_finite().then_some(value as f32);
-    let top_k = row.top_k.as_ref().map(|positions| {
-        let cell = |best: &Vec<crate::TopK>, texts: &mut Texts| {
-            best.iter().map(|one| (texts.number(&one.text), single(one.prob))).collect()
-        };
-        positions.iter().map(|best| cell(best, texts)).collect()
-    });
-    let before = view.comparison().and_then(|comparison| comparison.before().rows.get(index));
-    let before = before.into_iter().flat_map(|row| &row.top1_text).enumerate();
-    let before: Vec<Option<usize>> =
-        before.map(|(column, text)| view.changed(index, column).then(|| texts.number(text))).collect();
-    Some(RowData {
-        name: display_label(&row.name),
-        ids: row.top1.clone(),
-        top1: row.top1_text.iter().map(|text| texts.number(text)).collect(),
-        before,
-        values: table
-            .measures
-            .iter()
-            .map(|measure| row.values.get(measure).into_iter().flatten().map(|value| single(*value)).collect())
-            .collect(),
-        top_k,
-    })
-}
-
-fn measure_data(view: View<'_>, measure: &Measure) -> Result<MeasureData, PictureError> {
-    let scale = view.scale(measure)?;
-    let (transform, low, high) = scale.range();
-    let stop = |index: u32| scale.color_at(f64::from(index) / f64::from(STOPS - 1)).hex();
-    let ticks = scale.ticks(0.12).into_iter().map(|tick| TickData { fraction: tick.fraction, label: tick.label });
-    Ok(MeasureData {
-        name: display_label(&measure.to_string()),
-        heading: view.heading(measure),
-        unit: measure.unit(),
-        transform: transform.name(),
-        low,
-        high,
-        stops: (0..STOPS).map(stop).collect(),
-        ticks: ticks.collect(),
-    })
 }
 
 impl Table {
@@ -220,7 +98,14 @@ impl Table {
     }
 }
 
-impl crate::Comparison {
+impl Grid {
+    /// Shows the grid in a Rust notebook, as [`Table::evcxr_display`] does a table.
+    pub fn evcxr_display(&self) {
+        println!("{}", notebook(self));
+    }
+}
+
+impl Comparison {
     /// Shows the comparison in a Rust notebook, as [`Table::evcxr_display`] does a table.
     pub fn evcxr_display(&self) {
         println!("{}", notebook(self));
@@ -243,8 +128,8 @@ fn notebook<'a>(view: impl Into<View<'a>>) -> String {
 mod tests {
     use serde_json::Value as Json;
 
-    use super::*;
-    use crate::{TableError, TopK, compare, fixture};
+    use super::{data::STOPS, *};
+    use crate::{Measure, TableError, TopK, compare, fixture};
 
     fn draw(table: &Table) -> String {
         page(table, &Style::default()).unwrap()

@@ -6,7 +6,8 @@
 //!
 //! A [`Table`] is plain data. The renderers see nothing else, and touch no files: they return text or bytes. Each is a
 //! module, named after what comes out: [`terminal`], [`csv`](mod@csv), and with the feature `plot` `picture` (SVG and
-//! PNG) and `html`. [`compare`] makes of two tables a [`Comparison`], which the same renderers draw.
+//! PNG) and `html`. [`compare`] makes of two tables a [`Comparison`], which the same renderers draw, as they do a [`Grid`], the
+//! effects of patches and attributions.
 //!
 //! ```
 //! use lens::{Lens, LensOptions, Measure};
@@ -22,6 +23,7 @@
 //! # }
 //! ```
 
+mod attention;
 mod color;
 mod compare;
 pub mod csv;
@@ -30,6 +32,7 @@ mod display;
 mod error;
 #[cfg(feature = "plot")]
 mod fonts;
+mod grid;
 #[cfg(feature = "plot")]
 pub mod html;
 mod jacobian;
@@ -57,11 +60,16 @@ mod view;
 #[cfg(test)]
 mod fixture;
 
+// What a grid's columns are.
+pub use partial::Columns;
+
 pub use crate::{
+    attention::{ATTENTION_SCHEMA, Attention, HeadPattern},
     color::ColorDepth,
     compare::{Comparison, compare},
     decoder::DEFAULT_DECODER,
     error::{Error, Result},
+    grid::{GRID_SCHEMA, Grid, Shading},
     jacobian::{JacobianFit, JacobianLens},
     lens::{Lens, Prompt},
     measure::Measure,

@@ -1,12 +1,13 @@
 //! Pictures for papers and talks: SVG, and PNG made from it.
 //!
-//! A picture has one cell for each row and position, with the row's top-1 token in it and the measure as its colour.
-//! The tokens that were fed stand along the input's edge, the model's predictions along the output's, with a star
+//! A picture has one cell for each row and position, with the row's top-1 token in it and the measure as its colour; that of a grid
+//! has its number in each cell. The tokens that were fed stand along the input's edge, the model's predictions along the output's, with a star
 //! where they are right. Long prompts are split into pages. Several measures are stacked as panels.
 
 mod canvas;
 mod curves;
 mod error;
+mod multiples;
 mod panel;
 mod raster;
 mod style;
@@ -22,23 +23,25 @@ use panel::Panel;
 
 pub use curves::{Curves, curves_png, curves_svg};
 pub use error::PictureError;
+pub use multiples::{attention_png, attention_svg};
 pub use raster::MAX_PIXELS;
 pub use style::Style;
 
-/// Draws pages as SVG, each with the measures stacked as panels.
+/// Draws pages as SVG, each with the measures stacked as panels; a grid has no measures (`&[]`).
 ///
 /// Text stays text; its fonts are not embedded, and a viewer without them uses its own.
 ///
 /// # Errors
 ///
-/// [`PictureError::Table`] for a measure that the table does not have, [`PictureError::NoMeasure`].
+/// [`PictureError::Table`] for a measure that the table, or a grid, does not have, [`PictureError::NoMeasure`].
 pub fn svg<'a>(view: impl Into<View<'a>>, measures: &[Measure], style: &Style) -> Result<Vec<String>, PictureError> {
     let view = view.into();
-    if measures.is_empty() {
+    let layers = view.layers(measures)?;
+    if layers.is_empty() {
         return Err(PictureError::NoMeasure);
     }
-    let panels = measures.iter().map(|measure| Panel::new(view, measure, style)).collect::<Result<Vec<_>, _>>()?;
-    let pages = evenly(view.table().positions.len(), style.max_columns);
+    let panels: Vec<Panel<'_>> = layers.into_iter().map(|layer| Panel::new(view, layer, style)).collect();
+    let pages = evenly(view.columns(), style.max_columns);
     let count = pages.len();
     pages.into_iter().enumerate().map(|(index, columns)| page(view, &panels, style, columns, (index, count))).collect()
 }
@@ -67,17 +70,13 @@ fn page(
     let number = match (columns.is_empty(), count) {
         (true, _) => "the table is empty".into(),
         (false, 1) => String::new(),
-        (false, _) => {
-            let positions = &view.table().positions;
-            let (first, last) = (positions.get(columns.start), positions.get(columns.end - 1));
-            let (first, last) = (first.copied().unwrap_or_default(), last.copied().unwrap_or_default());
-            format!("positions {first} to {last} · page {} of {count}", index + 1)
-        }
+        (false, _) => format!("{} · page {} of {count}", view.part(&columns), index + 1),
     };
-    let mut note = "★ right: the prediction is the next token".to_owned();
-    if view.comparison_marks() {
-        note.push_str(" · framed: the top token changed");
-    }
+    let notes = view.notes().unwrap_or_else(|| {
+        let changed = view.comparison_marks().then(|| "framed: the top token changed".to_owned());
+        ["★ right: the prediction is the next token".to_owned()].into_iter().chain(changed).collect()
+    });
+    let note = notes.join(" · ");
 
     let widest = panels.iter().map(|panel| panel.width(columns.len())).fold(0.0, f64::max);
     let inner = [fonts::width(&title, TITLE_SIZE), fonts::width(&number, 12.0), fonts::width(&note, NOTE_SIZE), widest]
@@ -102,8 +101,8 @@ fn page(
     }
     canvas.text_from(&note, (MARGIN, top + 16.0), NOTE_SIZE, canvas.muted());
 
-    let headings: Vec<String> = panels.iter().map(Panel::heading).collect();
-    let description = format!("Logit lens of {title}: {}", headings.join("; "));
+    let headings: Vec<&str> = panels.iter().map(Panel::heading).collect();
+    let description = format!("{}{title}: {}", view.subject_of(), headings.join("; "));
     canvas.finish(&description)
 }
 

@@ -13,6 +13,8 @@ pub(crate) struct Scale {
     transform: Transform,
     low: f64,
     high: f64,
+    /// What stands in the middle of a two-sided map.
+    center: f64,
     /// Whether some values lie beyond the ends.
     below: bool,
     above: bool,
@@ -97,12 +99,29 @@ impl Scale {
         Self::with_range(ColorMap::DIVERGING, transform, -size, size, &sorted)
     }
 
+    /// A two-sided scale around any number.
+    pub(crate) fn around<'a>(center: f64, values: impl IntoIterator<Item = &'a [f64]>) -> Self {
+        let sorted = sorted(values);
+        // Effects are few and large: the largest must not look like those that follow.
+        let size = round_up(sorted.iter().map(|value| (value - center).abs()).fold(0.0, f64::max)).max(1e-6);
+        let scale = Self::with_range(ColorMap::DIVERGING, Transform::Linear, center - size, center + size, &sorted);
+        Self { center, ..scale }
+    }
+
+    /// A scale from zero, or the least if that is less, to the most.
+    pub(crate) fn upwards<'a>(values: impl IntoIterator<Item = &'a [f64]>) -> Self {
+        let sorted = sorted(values);
+        let (low, high) = (quantile(&sorted, 0.0).min(0.0), round_up(quantile(&sorted, 1.0)));
+        // Of long inputs most is near zero.
+        Self::with_range(ColorMap::VIRIDIS, Transform::Root, low, high, &sorted)
+    }
+
     fn with_range(map: ColorMap, transform: Transform, low: f64, high: f64, sorted: &[f64]) -> Self {
         // A range without width would leave nothing to divide by.
         let (low, high) = if high > low { (low, high) } else { (low - 0.5, low + 0.5) };
         let below = sorted.first().is_some_and(|&least| least < low);
         let above = sorted.last().is_some_and(|&most| most > high);
-        Self { map, transform, low, high, below, above }
+        Self { map, transform, low, high, center: 0.0, below, above }
     }
 
     /// Where a value lies between the ends, in 0..=1; nowhere if it is not finite.
@@ -143,22 +162,30 @@ impl Scale {
         };
         take(self.low, gap);
         take(self.high, gap);
-        if self.low < 0.0 && self.high > 0.0 {
-            take(0.0, gap);
+        if self.low < self.center && self.high > self.center {
+            take(self.center, gap);
         }
         let mut candidates = self.candidates();
         candidates.retain(|value| *value > self.low && *value < self.high);
         candidates.into_iter().for_each(|value| take(value, gap));
         chosen.sort_by(|(a, _), (b, _)| a.total_cmp(b));
         let labelled = |(fraction, value): (f64, f64)| {
+            let plain = if self.center == 0.0 { plain(value) } else { self.rounded(value) };
             let label = match fraction {
-                0.0 if self.below => format!("≤{}", plain(value)),
-                1.0 if self.above => format!("≥{}", plain(value)),
-                _ => plain(value),
+                0.0 if self.below => format!("≤{plain}"),
+                1.0 if self.above => format!("≥{plain}"),
+                _ => plain,
             };
             Tick { fraction, label }
         };
         chosen.into_iter().map(labelled).collect()
+    }
+
+    /// A tick's value, to what can be told apart on the bar: around a number that is not round, none is.
+    fn rounded(&self, value: f64) -> String {
+        let decimals = (2.0 - (self.high - self.low).log10().floor()).clamp(0.0, 9.0);
+        let unit = 10_f64.powf(decimals);
+        plain((value * unit).round() / unit)
     }
 
     /// Round values that may be ticks, the roundest first.

@@ -14,6 +14,64 @@ pub enum TableError {
         #[from]
         source: serde_json::Error,
     },
+    /// The text is not JSON, or a field of a grid is missing or of the wrong type.
+    #[error("not a grid: {source}")]
+    GridJson {
+        /// Where, and what was expected there.
+        source: serde_json::Error,
+    },
+    /// A grid has too few or too many of something.
+    #[error("the grid has {found} {what}, expected {expected}")]
+    GridLength {
+        /// Of what.
+        what: String,
+        /// How many there should be.
+        expected: usize,
+        /// How many there are.
+        found: usize,
+    },
+    /// A position of a grid lies outside the input.
+    #[error("position {position} of the grid lies outside the input of {tokens} tokens")]
+    GridPosition {
+        /// The position.
+        position: i64,
+        /// The number of tokens.
+        tokens: usize,
+    },
+    /// The text is not JSON, or a field of attention patterns is missing or of the wrong type.
+    #[error("not attention patterns: {source}")]
+    AttentionJson {
+        /// Where, and what was expected there.
+        source: serde_json::Error,
+    },
+    /// An attention pattern that is larger or smaller than its input.
+    #[error("{head} has {found} queries or keys, expected one for each of {expected} tokens")]
+    PatternSize {
+        /// The head.
+        head: String,
+        /// The number of tokens.
+        expected: usize,
+        /// The number of queries, or of keys of one.
+        found: usize,
+    },
+    /// Coloured text was asked of a grid without tokens.
+    #[error("the columns are {columns} and no tokens, so there is no text to colour; measure positions")]
+    NoText {
+        /// What the columns are.
+        columns: &'static str,
+    },
+    /// A measure was asked of a grid.
+    #[error("a grid has one number in each cell and no measures; the measure `{measure}` was asked for")]
+    MeasureOfGrid {
+        /// The measure asked for.
+        measure: Measure,
+    },
+    /// No measure was named where there are several.
+    #[error("no measure was named; the table has {}", available.join(", "))]
+    NoMeasure {
+        /// The measures in the table.
+        available: Vec<String>,
+    },
     /// The CSV writer refused.
     #[error("the table cannot be written as CSV: {source}")]
     Csv {

@@ -1,4 +1,6 @@
-//! The heatmap on a terminal.
+//! The heatmap on a terminal, and text whose tokens are coloured.
+
+mod text;
 
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
@@ -8,7 +10,9 @@ use crate::measure::Measure;
 use crate::scale::Scale;
 use crate::table_error::TableError;
 use crate::token_text::{display_token, right_to_left};
-use crate::view::{View, evenly};
+use crate::view::{Edge, Layer, View, evenly};
+
+pub use text::text;
 
 /// How to draw on a terminal.
 #[derive(Clone, Debug)]
@@ -62,41 +66,60 @@ const TOKEN_WIDTH: std::ops::RangeInclusive<usize> = 4..=10;
 const VALUE_WIDTH: usize = 7;
 /// Marks a right prediction.
 const STAR: &str = "★";
+/// The name of the line of the model's predictions.
+const PREDICTS: &str = "predicts";
 /// Marks a cell that a comparison found changed.
 const CHANGED: &str = "≠";
 
-/// Draws the heatmap of one measure as text with escape sequences for its colours; without colours, each cell's value
-/// stands beside its token.
+/// Draws the heatmap of one measure (`None` for a grid) as text with escape sequences for its colours; without colours, each
+/// cell's value stands beside its token.
 ///
 /// Every line fits `width`, except that at least one column is always drawn. The lines end in `\n`.
 ///
 /// # Errors
 ///
-/// [`TableError::MeasureNotInTable`].
-pub fn render<'a>(view: impl Into<View<'a>>, measure: &Measure, style: &TerminalStyle) -> Result<String, TableError> {
-    let view = view.into();
-    let scale = view.scale(measure)?;
-    let columns = view.table().positions.len();
+/// [`TableError::MeasureNotInTable`]; [`TableError::NoMeasure`] where a table is to be drawn and none is named,
+/// [`TableError::MeasureOfGrid`] where one is named for a grid.
+pub fn render<'a, 'm>(
+    view: impl Into<View<'a>>,
+    measure: impl Into<Option<&'m Measure>>,
+    style: &TerminalStyle,
+) -> Result<String, TableError> {
+    let (view, measure) = (view.into(), measure.into());
+    let layer = view.layer(measure)?;
+    let columns = view.columns();
+    let edges = view.edges();
+    let edge_names = edges.iter().map(|edge| edge.name).chain(view.predictions().map(|_| PREDICTS));
     let label_width = view
         .names()
         .iter()
         .map(|name| name.width())
-        .chain(["predicts".width()])
+        .chain(edge_names.map(UnicodeWidthStr::width))
         .max()
         .unwrap_or_default()
         .min((style.width / 3).max(8));
-    let token_width = token_width(&view, columns);
-    let values = style.color == ColorDepth::None;
-    let cell_width = token_width + 1 + if values { VALUE_WIDTH + 2 } else { 0 };
-    let block = (style.width.saturating_sub(label_width + 1) / cell_width).max(1);
-    let painter = Painter { view, measure, style, scale, label_width, token_width, values };
+    let room = style.width.saturating_sub(label_width + 1);
+    let values = style.color == ColorDepth::None && view.tokens_in_cells();
+    let mut token_width = token_width(&view, &layer);
+    let mut cell_width = token_width + 1 + if values { VALUE_WIDTH + 2 } else { 0 };
+    // A head or a neuron needs no more than its number: where the values do not fit, colours do.
+    let narrow = edges.iter().map(|edge| edge.widest()).max().unwrap_or(1);
+    let bare = style.color != ColorDepth::None
+        && edges.iter().all(|edge| edge.number)
+        && cell_width * columns > room
+        && narrow < token_width;
+    if bare {
+        (token_width, cell_width) = (narrow, narrow + 1);
+    }
+    let block = (room / cell_width).max(1);
+    let painter = Painter { view, layer, edges, style, label_width, token_width, values, bare };
 
     let mut text = painter.title();
     for part in evenly(columns, block) {
         painter.block(&mut text, part);
         text.push('\n');
     }
-    if columns == 0 || view.table().rows.is_empty() {
+    if columns == 0 || view.row_count() == 0 {
         text.push_str("(nothing to show: the table is empty)\n");
     } else {
         painter.legend(&mut text);
@@ -104,32 +127,39 @@ pub fn render<'a>(view: impl Into<View<'a>>, measure: &Measure, style: &Terminal
     Ok(text)
 }
 
-/// Wide enough for most tokens; the few longer ones are cut.
-fn token_width(view: &View<'_>, columns: usize) -> usize {
-    let table = view.table();
-    let cells = (0..table.rows.len()).flat_map(|row| (0..columns).map(move |column| view.cell(row, column)));
-    let edges = view.table().inputs().into_iter().map(|token| display_token(&token.text));
-    let mut widths: Vec<usize> = cells.chain(edges).map(|text| text.width()).collect();
+/// Wide enough for most tokens; the few longer ones are cut. Numbers are not.
+fn token_width(view: &View<'_>, layer: &Layer<'_>) -> usize {
+    let mut widths: Vec<usize> = view.tokens().iter().map(|text| text.width()).collect();
     widths.sort_unstable();
-    let most = widths.get(widths.len().saturating_sub(1) * 19 / 20).copied().unwrap_or_default();
-    // The star of a prediction takes a place of its own.
-    (most + 1).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end())
+    let of_tokens = |share: usize| widths.get(widths.len().saturating_sub(1) * share / 20).copied().unwrap_or_default();
+    if view.tokens_in_cells() {
+        // The star of a prediction takes a place of its own.
+        return (of_tokens(19) + 1).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end());
+    }
+    let edges = view.edges();
+    let numbers = view.numbers(layer).iter().map(|number| number.width()).max().unwrap_or_default();
+    let narrow = edges.iter().filter(|edge| edge.number).map(Edge::widest).fold(numbers, usize::max);
+    // Of a grid the numbers are what is read.
+    narrow.max(of_tokens(14).clamp(*TOKEN_WIDTH.start(), *TOKEN_WIDTH.end()))
 }
 
 struct Painter<'a> {
     view: View<'a>,
-    measure: &'a Measure,
+    layer: Layer<'a>,
+    edges: Vec<Edge>,
     style: &'a TerminalStyle,
-    scale: Scale,
     label_width: usize,
     token_width: usize,
+    /// Whether values stand beside the tokens.
     values: bool,
+    /// Whether there is room for nothing but colours.
+    bare: bool,
 }
 
 impl Painter<'_> {
     fn title(&self) -> String {
         let title = self.view.title(self.style.title.as_deref());
-        format!("{} · {}\n\n", self.bold(&title), self.view.heading(self.measure))
+        format!("{} · {}\n\n", self.bold(&title), self.layer.heading)
     }
 
     fn block(&self, text: &mut String, columns: std::ops::Range<usize>) {
@@ -160,8 +190,8 @@ impl Painter<'_> {
     }
 
     fn prediction_line(&self, text: &mut String, columns: std::ops::Range<usize>) {
-        self.start_line(text, "predicts");
-        let predictions = self.view.table().predictions();
+        let Some(predictions) = self.view.predictions() else { return };
+        self.start_line(text, PREDICTS);
         for column in columns {
             let Some(prediction) = predictions.get(column) else { continue };
             let shown = display_token(&prediction.text);
@@ -174,27 +204,17 @@ impl Painter<'_> {
     }
 
     fn input_lines(&self, text: &mut String, columns: std::ops::Range<usize>) {
-        let table = self.view.table();
-        let tokens = |text: &mut String| {
-            self.start_line(text, "token");
-            for token in table.inputs().into_iter().take(columns.end).skip(columns.start) {
-                self.edge(text, &self.bold(&fit(&display_token(&token.text), self.token_width)));
-            }
-            end_line(text);
-        };
-        let numbers = |text: &mut String| {
-            self.start_line(text, "position");
-            for position in table.positions.iter().take(columns.end).skip(columns.start) {
-                self.edge(text, &fit(&position.to_string(), self.token_width));
-            }
-            end_line(text);
-        };
+        let mut edges: Vec<&Edge> = self.edges.iter().collect();
         if self.style.top_down {
-            numbers(text);
-            tokens(text);
-        } else {
-            tokens(text);
-            numbers(text);
+            edges.reverse();
+        }
+        for edge in edges {
+            self.start_line(text, edge.name);
+            for shown in edge.texts.iter().take(columns.end).skip(columns.start) {
+                let shown = fit(shown, self.token_width);
+                self.edge(text, &if edge.number { shown } else { self.bold(&shown) });
+            }
+            end_line(text);
         }
     }
 
@@ -208,73 +228,86 @@ impl Painter<'_> {
     }
 
     fn cell(&self, text: &mut String, row: usize, column: usize) {
-        let value = self.view.table().rows.get(row).and_then(|row| row.values.get(self.measure)?.get(column).copied());
-        let value = value.unwrap_or(f64::NAN);
-        let mut shown = self.view.cell(row, column);
+        let value = self.layer.value(row, column);
+        let mut shown = if self.bare { String::new() } else { self.view.cell(&self.layer, row, column) };
         if self.view.changed(row, column) {
             shown.insert_str(0, CHANGED);
         }
         let mut cell = format!(" {}", fit(&shown, self.token_width));
         if self.values {
-            cell.push_str(&format!(" {} ", fit_right(&self.view.short(self.measure, value), VALUE_WIDTH)));
+            cell.push_str(&format!(" {} ", fit_right(&self.layer.short(value), VALUE_WIDTH)));
         }
-        text.push_str(&self.paint(&cell, self.scale.color(value)));
-    }
-
-    fn paint(&self, text: &str, color: Option<Rgb>) -> String {
-        match (self.style.color, color) {
-            (ColorDepth::None, _) => text.into(),
-            // Where there is no value there is no colour.
-            (_, None) => format!("\x1b[2m{text}\x1b[0m"),
-            (ColorDepth::TrueColor, Some(color)) => {
-                let (Rgb(r, g, b), Rgb(ink_r, ink_g, ink_b)) = (color, color.ink());
-                format!("\x1b[48;2;{r};{g};{b}m\x1b[38;2;{ink_r};{ink_g};{ink_b}m{text}\x1b[0m")
-            }
-            (ColorDepth::Ansi256, Some(color)) => {
-                let (index, color) = color.xterm();
-                format!("\x1b[48;5;{index}m\x1b[38;5;{}m{text}\x1b[0m", color.ink().xterm().0)
-            }
-        }
+        text.push_str(&paint(&cell, self.layer.scale.color(value), self.style.color));
     }
 
     fn bold(&self, text: &str) -> String {
-        if self.style.color == ColorDepth::None { text.into() } else { format!("\x1b[1m{text}\x1b[0m") }
+        bold(text, self.style.color)
     }
 
     fn legend(&self, text: &mut String) {
-        if !self.values {
-            let width = self.style.width.saturating_sub(self.label_width + 2).clamp(12, 48);
-            let fraction = |place: usize| (place as f64 + 0.5) / width as f64;
-            text.push_str(&" ".repeat(self.label_width + 2));
-            for place in 0..width {
-                text.push_str(&self.paint(" ", Some(self.scale.color_at(fraction(place)))));
-            }
-            text.push('\n');
-            text.push_str(&" ".repeat(self.label_width + 2));
-            text.push_str(&self.tick_line(width));
-            text.push('\n');
+        color_bar(text, &self.layer.scale, self.style, self.label_width + 2);
+        let unit = if self.values { format!("values: {}  ", self.layer.heading) } else { String::new() };
+        let notes = self.view.notes().unwrap_or_else(|| {
+            let changed = self.view.comparison_marks().then(|| format!("{CHANGED} the top token changed"));
+            [format!("{STAR} right: predicts the next token")].into_iter().chain(changed).collect()
+        });
+        if !notes.is_empty() {
+            text.push_str(&format!("{unit}{}\n", notes.join("  ")));
         }
-        let changed =
-            if self.view.comparison_marks() { format!("  {CHANGED} the top token changed") } else { String::new() };
-        let unit = if self.values { format!("values: {}  ", self.view.heading(self.measure)) } else { String::new() };
-        text.push_str(&format!("{unit}{STAR} right: predicts the next token{changed}\n"));
     }
+}
 
-    /// The labels of the colour bar, each under its place.
-    fn tick_line(&self, width: usize) -> String {
-        let mut line = String::new();
-        for tick in self.scale.ticks(8.0 / width as f64) {
-            let place = (tick.fraction * (width - 1) as f64).round() as usize;
-            let label_width = tick.label.width();
-            let start = place.saturating_sub(label_width / 2).min(width.saturating_sub(label_width));
-            let written = line.width();
-            if written > 0 && start <= written {
-                continue;
-            }
-            line.push_str(&" ".repeat(start - written));
-            line.push_str(&tick.label);
+/// The colour bar and its labels, where there are colours.
+fn color_bar(text: &mut String, scale: &Scale, style: &TerminalStyle, indent: usize) {
+    if style.color == ColorDepth::None {
+        return;
+    }
+    let width = style.width.saturating_sub(indent).clamp(12, 48);
+    let fraction = |place: usize| (place as f64 + 0.5) / width as f64;
+    text.push_str(&" ".repeat(indent));
+    for place in 0..width {
+        text.push_str(&paint(" ", Some(scale.color_at(fraction(place))), style.color));
+    }
+    text.push('\n');
+    text.push_str(&" ".repeat(indent));
+    text.push_str(&tick_line(scale, width));
+    text.push('\n');
+}
+
+/// The labels of the colour bar, each under its place.
+fn tick_line(scale: &Scale, width: usize) -> String {
+    let mut line = String::new();
+    for tick in scale.ticks(8.0 / width as f64) {
+        let place = (tick.fraction * (width - 1) as f64).round() as usize;
+        let label_width = tick.label.width();
+        let start = place.saturating_sub(label_width / 2).min(width.saturating_sub(label_width));
+        let written = line.width();
+        if written > 0 && start <= written {
+            continue;
         }
-        line
+        line.push_str(&" ".repeat(start - written));
+        line.push_str(&tick.label);
+    }
+    line
+}
+
+fn bold(text: &str, depth: ColorDepth) -> String {
+    if depth == ColorDepth::None { text.into() } else { format!("\x1b[1m{text}\x1b[0m") }
+}
+
+/// A text on a colour; where there is no value there is no colour.
+fn paint(text: &str, color: Option<Rgb>, depth: ColorDepth) -> String {
+    match (depth, color) {
+        (ColorDepth::None, _) => text.into(),
+        (_, None) => format!("\x1b[2m{text}\x1b[0m"),
+        (ColorDepth::TrueColor, Some(color)) => {
+            let (Rgb(r, g, b), Rgb(ink_r, ink_g, ink_b)) = (color, color.ink());
+            format!("\x1b[48;2;{r};{g};{b}m\x1b[38;2;{ink_r};{ink_g};{ink_b}m{text}\x1b[0m")
+        }
+        (ColorDepth::Ansi256, Some(color)) => {
+            let (index, color) = color.xterm();
+            format!("\x1b[48;5;{index}m\x1b[38;5;{}m{text}\x1b[0m", color.ink().xterm().0)
+        }
     }
 }
 

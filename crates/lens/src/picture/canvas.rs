@@ -19,7 +19,7 @@ pub(super) struct Canvas {
 enum Shape {
     Fill { corner: (f64, f64), size: (f64, f64), color: Rgb },
     Frame { corner: (f64, f64), size: (f64, f64), color: Rgb, inset: f64 },
-    Text { text: String, families: &'static str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos },
+    Text { text: String, families: &'static str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos, up: bool },
 }
 
 impl Canvas {
@@ -63,35 +63,41 @@ impl Canvas {
 
     /// Text that begins at a point.
     pub(super) fn text_from(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb) {
-        self.text(text, at, size, color, HPos::Left);
+        self.text(text, at, size, color, HPos::Left, false);
     }
 
     /// Text that ends at a point.
     pub(super) fn text_to(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb) {
-        self.text(text, at, size, color, HPos::Right);
+        self.text(text, at, size, color, HPos::Right, false);
     }
 
     /// Text around a point.
     pub(super) fn text_at(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb) {
-        self.text(text, at, size, color, HPos::Center);
+        self.text(text, at, size, color, HPos::Center, false);
     }
 
-    fn text(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos) {
+    /// Text that runs upwards and ends at a point.
+    pub(super) fn text_up_to(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb) {
+        self.text(text, at, size, color, HPos::Right, true);
+    }
+
+    fn text(&mut self, text: &str, at: (f64, f64), size: f64, color: Rgb, anchor: HPos, up: bool) {
         let mut pieces = fonts::pieces(text);
         if let (1, Some((text, families))) = (pieces.len(), pieces.pop()) {
-            self.shapes.push(Shape::Text { text, families, at, size, color, anchor });
+            self.shapes.push(Shape::Text { text, families, at, size, color, anchor, up });
             return;
         }
         let width = fonts::width(text, size);
-        let mut left = match anchor {
-            HPos::Left => at.0,
-            HPos::Center => at.0 - width / 2.0,
-            HPos::Right => at.0 - width,
+        let mut along = match anchor {
+            HPos::Left => 0.0,
+            HPos::Center => -width / 2.0,
+            HPos::Right => -width,
         };
         for (text, families) in fonts::pieces(text) {
-            let after = left + fonts::width(&text, size);
-            self.shapes.push(Shape::Text { text, families, at: (left, at.1), size, color, anchor: HPos::Left });
-            left = after;
+            let after = along + fonts::width(&text, size);
+            let at = if up { (at.0, at.1 - along) } else { (at.0 + along, at.1) };
+            self.shapes.push(Shape::Text { text, families, at, size, color, anchor: HPos::Left, up });
+            along = after;
         }
     }
 
@@ -129,9 +135,10 @@ impl Shape {
                 let end = (corner.0 + size.0 - inset, corner.1 + size.1 - inset);
                 area.draw(&Rectangle::new([whole(start), whole(end)], color(*line).stroke_width(1)))
             }
-            Self::Text { text, families, at, size, color: ink, anchor } => {
+            Self::Text { text, families, at, size, color: ink, anchor, up } => {
                 // Plotters divides every size by 1.24.
                 let font = FontDesc::new(FontFamily::Name(families), size * 1.24, FontStyle::Normal);
+                let font = if *up { font.transform(FontTransform::Rotate270) } else { font };
                 let ink = color(*ink);
                 let style = TextStyle::from(font).color(&ink).pos(Pos::new(*anchor, VPos::Center));
                 area.draw(&Text::new(text.as_str(), whole(*at), style))

@@ -1,0 +1,73 @@
+//! Files of pictures and tables: what a path's extension asks for, and further pages beside the first.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Result, bail};
+
+use super::output;
+
+/// What a file holds, by its extension.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    Png,
+    Svg,
+    Html,
+    Json,
+    Csv,
+}
+
+impl Format {
+    fn of(path: &Path) -> Result<Self> {
+        let extension = path.extension().and_then(OsStr::to_str).unwrap_or_default().to_ascii_lowercase();
+        Ok(match extension.as_str() {
+            "png" => Self::Png,
+            "svg" => Self::Svg,
+            "html" | "htm" => Self::Html,
+            "json" => Self::Json,
+            "csv" => Self::Csv,
+            _ => bail!("{}: unknown extension; known: .png, .svg, .html, .json, .csv", path.display()),
+        })
+    }
+}
+
+/// The formats of files that can be written, checked before any work is done for them.
+///
+/// # Errors
+///
+/// An unknown extension; a folder that is not there.
+pub fn outputs(paths: &[PathBuf]) -> Result<Vec<(PathBuf, Format)>> {
+    let check = |path: &PathBuf| {
+        let format = Format::of(path)?;
+        output::check_writable(path)?;
+        Ok((path.clone(), format))
+    };
+    paths.iter().map(check).collect()
+}
+
+/// `lens.png` to `lens.page-2.png`.
+pub fn numbered(path: &Path, what: &str, number: usize) -> PathBuf {
+    let extension = path.extension().unwrap_or_default().to_string_lossy();
+    path.with_extension(format!("{what}-{}.{extension}", number + 1))
+}
+
+/// Pages of text as bytes.
+pub fn text_pages(pages: Vec<String>) -> Vec<Vec<u8>> {
+    pages.into_iter().map(String::into_bytes).collect()
+}
+
+/// Writes the first page to `path` and the others beside it, and says so.
+///
+/// # Errors
+///
+/// Files that cannot be written.
+pub fn write_pages(path: &Path, pages: &[Vec<u8>]) -> Result<()> {
+    for (page, bytes) in pages.iter().enumerate() {
+        let path = if page == 0 { path.to_owned() } else { numbered(path, "page", page) };
+        output::write(&path, bytes)?;
+        eprintln!("wrote {}", path.display());
+    }
+    Ok(())
+}

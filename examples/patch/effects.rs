@@ -1,0 +1,212 @@
+//! The effects, by the method that was chosen.
+
+use anyhow::{Result, bail, ensure};
+use transformer_utils::{
+    lens::{Columns, Grid, Shading},
+    models::{Input, Site},
+    partial::{
+        self, AttributionPatching, DirectLogitAttribution, Effects, InputAttribution, Metric, PatchProgress, Patching,
+        partial_forward,
+    },
+    tch::{Tensor, no_grad},
+};
+
+use crate::{
+    By, Direction, Flags, Method, MetricName,
+    common::{model::Opened, progress},
+    texts::{Texts, tokens},
+};
+
+/// The neurons that are shown.
+const NEURONS: usize = 20;
+
+/// What is asked of the logits, and what it is called.
+struct Question {
+    metric: Metric,
+    name: String,
+}
+
+/// Measures the effects and puts the texts beside them.
+pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
+    let question = ask(flags, opened, pair)?;
+    let effects = match flags.method {
+        Method::Patch => patch(flags, opened, pair, &question.metric)?,
+        Method::Attribution => attribution(flags, opened, pair, &question.metric)?,
+        Method::Direct => direct(flags, opened, pair, &question.metric)?,
+        Method::Gradient | Method::Integrated => input(flags, opened, pair, &question.metric)?,
+    };
+    // A patched run has a metric of its own; what it is without the patch is no effect.
+    let base = match flags.direction {
+        Direction::CleanIntoCorrupted => effects.corrupted,
+        Direction::CorruptedIntoClean => effects.clean,
+    };
+    let shading = Shading::Around(base.filter(|_| flags.method == Method::Patch).unwrap_or(0.0));
+    let mut grid = Grid::new(opened.name.as_str(), &effects).shading(shading);
+    grid.metric = question.name;
+    if matches!(grid.columns, Columns::Positions(_)) {
+        let both = matches!(flags.method, Method::Patch | Method::Attribution);
+        let corrupted = pair.corrupted.as_ref().filter(|_| both);
+        grid = grid
+            .tokens(tokens(&pair.clean, opened)?)
+            .corrupted_tokens(corrupted.map(|ids| tokens(ids, opened)).transpose()?);
+    }
+    Ok(grid)
+}
+
+fn by(flags: &Flags, default: By, allowed: &[By]) -> Result<By> {
+    let by = flags.by.unwrap_or(default);
+    ensure!(allowed.contains(&by), "--method {:?} has no --by {by:?}; it has {allowed:?}", flags.method);
+    Ok(by)
+}
+
+/// The sites asked for; by heads, those that have some.
+fn patterns(flags: &Flags, by: By) -> Vec<String> {
+    if !flags.sites.is_empty() {
+        return flags.sites.clone();
+    }
+    vec![if by == By::Heads { "h.*.attn.z" } else { "h.*" }.to_owned()]
+}
+
+fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+    let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
+    let bar = progress::steps(0);
+    let mut patching = Patching::new(&opened.model, pair.clean.as_slice(), pair.need_corrupted()?)?
+        .direction(match flags.direction {
+            Direction::CleanIntoCorrupted => partial::Direction::CleanIntoCorrupted,
+            Direction::CorruptedIntoClean => partial::Direction::CorruptedIntoClean,
+        })
+        .memory_budget(flags.memory << 20)
+        .on_progress(|PatchProgress { done, total, .. }| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        });
+    for pattern in patterns(flags, by) {
+        patching = patching.sites(pattern.as_str())?;
+    }
+    if let Some(positions) = &flags.positions {
+        patching = patching.positions(positions.within(pair.clean.len() as i64)?);
+    }
+    patching = match by {
+        By::Positions => patching.each_position(),
+        By::Heads => patching.each_head(),
+        By::Site | By::Neurons => patching,
+    };
+    let patched = no_grad(|| patching.run(metric))?;
+    bar.finish_and_clear();
+    Ok(patched.effects)
+}
+
+fn attribution(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+    refuse_positions(flags)?;
+    ensure!(
+        flags.direction == Direction::CleanIntoCorrupted,
+        "--method attribution estimates what the clean run's values do in the corrupted one; swap the texts for the other way"
+    );
+    let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
+    let mut sites: Vec<Site> = Vec::new();
+    for pattern in patterns(flags, by) {
+        sites.extend(opened.model.sites().matching(pattern.as_str())?);
+    }
+    let patching = AttributionPatching::new(&opened.model, &sites, metric)?.by(match by {
+        By::Positions => partial::By::Positions,
+        By::Heads => partial::By::Heads,
+        By::Site | By::Neurons => partial::By::Site,
+    })?;
+    Ok(patching.run(pair.clean.as_slice(), pair.need_corrupted()?)?)
+}
+
+fn direct(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+    refuse_sites(flags)?;
+    let by = by(flags, By::Site, &[By::Site, By::Heads, By::Neurons, By::Positions])?;
+    let mut attribution = DirectLogitAttribution::new(&opened.model, metric)?;
+    match (&flags.positions, by) {
+        (Some(positions), _) => attribution = attribution.positions(positions.within(pair.clean.len() as i64)?),
+        (None, By::Positions) => attribution = attribution.positions(0..pair.clean.len() as i64),
+        (None, _) => {}
+    }
+    let clean = pair.clean.as_slice();
+    Ok(match by {
+        By::Site | By::Positions => attribution.layers(clean)?,
+        By::Heads => attribution.heads(clean)?,
+        By::Neurons => attribution.neurons(clean, NEURONS)?,
+    })
+}
+
+fn input(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+    refuse_sites(flags)?;
+    refuse_positions(flags)?;
+    by(flags, By::Positions, &[By::Positions])?;
+    let mut attribution = InputAttribution::new(&opened.model, metric)?;
+    if flags.method == Method::Gradient {
+        return Ok(attribution.gradient_times_input(pair.clean.as_slice())?);
+    }
+    if let Some(corrupted) = &pair.corrupted {
+        attribution = attribution.baseline(corrupted.as_slice())?;
+    }
+    Ok(attribution.integrated_gradients(pair.clean.as_slice())?)
+}
+
+fn refuse_sites(flags: &Flags) -> Result<()> {
+    ensure!(flags.sites.is_empty(), "--sites are for --method patch and attribution; {:?} has its own", flags.method);
+    Ok(())
+}
+
+fn refuse_positions(flags: &Flags) -> Result<()> {
+    ensure!(flags.positions.is_none(), "--positions are for --method patch and direct");
+    Ok(())
+}
+
+/// The metric, and its name with the tokens in it.
+fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
+    let asked = &flags.question;
+    let token = |flag: &str, given: &Option<String>, ids: &[i64]| match given {
+        Some(text) => opened.one_token(flag, text),
+        None => likeliest(opened, ids),
+    };
+    let needs_answer = asked.metric != MetricName::Kl;
+    if !needs_answer || asked.metric != MetricName::LogitDifference {
+        ensure!(asked.wrong.is_none(), "--wrong is for --metric logit-difference");
+    }
+    ensure!(needs_answer || asked.answer.is_none(), "--answer is for metrics of one token; kl is of all");
+    if !needs_answer {
+        let reference = last_logits(opened, &pair.clean)?;
+        let metric = Metric::kl(&reference);
+        return Ok(Question { name: metric.to_string(), metric });
+    }
+    let answer = token("--answer", &asked.answer, &pair.clean)?;
+    let shown = |id: i64| -> Result<String> { Ok(format!("“{}”", opened.token_text(id)?)) };
+    let metric = match asked.metric {
+        MetricName::LogitDifference => {
+            let wrong = match (&asked.wrong, &pair.corrupted) {
+                (None, None) => {
+                    bail!("--metric logit-difference needs --wrong TOKEN, or a corrupted text to take it from")
+                }
+                (given, corrupted) => token("--wrong", given, corrupted.as_deref().unwrap_or_default())?,
+            };
+            ensure!(
+                wrong != answer,
+                "answer and wrong token are both {}; choose them with --answer and --wrong",
+                shown(answer)?
+            );
+            let metric = Metric::logit_difference([answer], [wrong]);
+            let name = format!("{metric} of {} and {}", shown(answer)?, shown(wrong)?);
+            return Ok(Question { metric, name });
+        }
+        MetricName::Logit => Metric::logit([answer]),
+        MetricName::Probability => Metric::probability([answer]),
+        MetricName::LogProbability | MetricName::Kl => Metric::log_probability([answer]),
+    };
+    let name = format!("{metric} of {}", shown(answer)?);
+    Ok(Question { metric, name })
+}
+
+/// The logits of the last token, `[1, vocabulary]`.
+fn last_logits(opened: &Opened, ids: &[i64]) -> Result<Tensor> {
+    let input = Input::from_rows(&[ids])?;
+    let logits = no_grad(|| partial_forward(&opened.model, &["logits"], &input))?;
+    Ok(logits.get("logits")?.f_select(1, -1)?)
+}
+
+fn likeliest(opened: &Opened, ids: &[i64]) -> Result<i64> {
+    Ok(last_logits(opened, ids)?.f_argmax(-1, false)?.f_int64_value(&[0])?)
+}
