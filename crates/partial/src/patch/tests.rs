@@ -1,5 +1,7 @@
 //! Patched runs against whole runs with an edit, one by one; what is refused; how batches are made.
 
+mod memory;
+
 use models::{Config, LogitsAt};
 use tch::{Kind, Tensor};
 
