@@ -12,6 +12,7 @@ mod jacobian_lens;
 mod lens;
 mod memory;
 mod partial;
+mod patch;
 mod preparation;
 mod reduced_precision;
 mod support;

@@ -13,6 +13,9 @@
 #[allow(dead_code, reason = "the programs need more of it")]
 mod system;
 
+#[path = "inside/patch.rs"]
+mod patch;
+
 use std::{
     cell::Cell,
     collections::HashSet,
@@ -105,6 +108,8 @@ enum Section {
     Positions,
     /// The lens through the translators of a tuned lens
     Tuned,
+    /// Patching the stream before every block at every position, and every head
+    Patch,
 }
 
 /// Everything measured.
@@ -264,6 +269,7 @@ impl Bench {
             Section::Lens => self.lens(),
             Section::Positions => self.positions(),
             Section::Tuned => self.tuned(),
+            Section::Patch => self.patch(),
         }
     }
 

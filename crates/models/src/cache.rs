@@ -91,6 +91,17 @@ impl KvCache {
         self.layout
     }
 
+    /// Keys and values of a block, `[batch, head, capacity, d_head]`, and the position that the first of them belongs to.
+    pub(crate) fn held(&self, block: usize) -> Option<(&Tensor, &Tensor, i64)> {
+        let held = self.blocks.get(block)?.as_ref()?;
+        Some((&held.keys, &held.values, held.first))
+    }
+
+    /// Which way its keys were rotated.
+    pub(crate) fn way(&self) -> i64 {
+        self.way
+    }
+
     /// Readies the cache for a run of this layout.
     pub(crate) fn begin(&mut self, layout: CacheLayout) -> Result<()> {
         match self.layout.filter(|_| self.length > 0) {

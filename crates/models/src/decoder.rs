@@ -20,7 +20,7 @@ mod testing;
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Action, CacheLayout, Error, Input, KvCache, Model, Observer, Point, Result, Site, Stage,
+    Action, CacheLayout, Error, Input, KvCache, Model, Observer, Point, Prefix, Result, Site, Stage,
     architecture::{Layer, Residual},
     attend::Masks,
     error::At,
@@ -56,7 +56,7 @@ impl From<Error> for Halt {
 
 /// Which block is the first to run.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Begin {
+pub(crate) struct Begin {
     block: usize,
     /// Whether its attention half is already behind.
     attended: bool,
@@ -77,11 +77,30 @@ impl Begin {
     }
 }
 
+/// Positions that were run before, and come first in this run's text.
+pub(crate) enum Past<'a> {
+    None,
+    /// They are added to.
+    Cache(&'a mut KvCache),
+    /// They are only read.
+    Prefix(&'a Prefix),
+}
+
+impl Past<'_> {
+    fn len(&self) -> i64 {
+        match self {
+            Self::None => 0,
+            Self::Cache(cache) => cache.len(),
+            Self::Prefix(prefix) => prefix.len(),
+        }
+    }
+}
+
 struct Run<'a> {
     model: &'a Model,
     observer: &'a mut dyn Observer,
     deepest: Option<Site>,
-    cache: Option<&'a mut KvCache>,
+    past: Past<'a>,
     masks: Masks,
     rotations: Rotations,
     batch: i64,
@@ -89,16 +108,9 @@ struct Run<'a> {
     blocks_run: usize,
 }
 
-/// Runs `model` over `input`.
-pub(crate) fn run(
-    model: &Model,
-    input: &Input,
-    mut cache: Option<&mut KvCache>,
-    observer: &mut dyn Observer,
-) -> Result<Outcome> {
+/// Where the run begins, and what it reads, checked against the model.
+pub(crate) fn check(model: &Model, input: &Input, cached: i64) -> Result<(Begin, Checked)> {
     let architecture = model.architecture();
-    let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
-    let cached = cache.as_ref().map_or(0, |cache| cache.len());
     let learned = architecture.embedding.positions.as_ref();
     let limits = Limits {
         vocabulary: architecture.vocabulary,
@@ -107,26 +119,38 @@ pub(crate) fn run(
         count_tokens: learned.is_some_and(|learned| learned.count_tokens),
         d_model: architecture.d_model,
         cached,
-        device,
+        device: model.parts().device(),
     };
-    let begin = Begin::of(&input.start, model)?;
-    let checked = input.check(&limits)?;
+    Ok((Begin::of(&input.start, model)?, input.check(&limits)?))
+}
+
+/// Runs `model` over `input`.
+pub(crate) fn run(model: &Model, input: &Input, mut past: Past, observer: &mut dyn Observer) -> Result<Outcome> {
+    let architecture = model.architecture();
+    let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
+    let cached = past.len();
+    let (begin, checked) = check(model, input, cached)?;
     let rotations = Rotations::new(&checked.position_ids, kind, device).map_err(Error::torch("the positions"))?;
-    if let Some(cache) = &mut cache {
-        if let Some(site) = input.start_site().filter(|_| begin != Begin::FIRST) {
-            return Err(Error::CachedStart { site: site.to_string() });
+    let (heads, d_head) = architecture.key_heads();
+    let layout = CacheLayout { layers: architecture.layers.len(), batch: checked.batch, heads, d_head, kind, device };
+    let rotaries = architecture.layers.iter().filter_map(|layer| layer.attention.rotary.as_ref());
+    let way = rotaries.map(|rotary| rotations.way(rotary)).max().unwrap_or(0);
+    match &mut past {
+        Past::None => {}
+        Past::Cache(cache) => {
+            if let Some(site) = input.start_site().filter(|_| begin != Begin::FIRST) {
+                return Err(Error::CachedStart { site: site.to_string() });
+            }
+            cache.begin(layout)?;
+            cache.turn(way, cached + checked.length)?;
         }
-        let (heads, d_head) = architecture.key_heads();
-        let layers = architecture.layers.len();
-        cache.begin(CacheLayout { layers, batch: checked.batch, heads, d_head, kind, device })?;
-        let rotaries = architecture.layers.iter().filter_map(|layer| layer.attention.rotary.as_ref());
-        cache.turn(rotaries.map(|rotary| rotations.way(rotary)).max().unwrap_or(0), cached + checked.length)?;
+        Past::Prefix(prefix) => prefix.check(layout, way, cached + checked.length)?,
     }
     let mut run = Run {
         model,
         deepest: observer.deepest(),
         observer,
-        cache,
+        past,
         masks: Masks::new(model, &checked, cached),
         rotations,
         batch: checked.batch,
@@ -137,7 +161,7 @@ pub(crate) fn run(
     let blocks_run = run.blocks_run;
     match ended {
         Ok(logits) => {
-            if let Some(cache) = run.cache {
+            if let Past::Cache(cache) = run.past {
                 cache.commit(checked.length);
             }
             Ok(Outcome { logits: Some(logits), stopped_at: None, blocks_run })

@@ -214,6 +214,33 @@ pub enum Error {
         /// Positions in the cache.
         positions: i64,
     },
+    /// More positions of a cache were asked for than it has, or none.
+    #[error("a prefix of {length} positions was asked for; the cache has {positions}, and a prefix at least 1")]
+    PrefixLength {
+        /// Positions asked for.
+        length: i64,
+        /// Positions in the cache.
+        positions: i64,
+    },
+    /// A cache no longer has its first positions: in this block, nothing that comes can see them.
+    #[error(
+        "the cache has dropped the positions of block {block} before {first}, which are out of its window; take the prefix right after \
+         the run that filled the cache"
+    )]
+    PrefixForgotten {
+        /// The block.
+        block: usize,
+        /// The first position it still has.
+        first: i64,
+    },
+    /// A run's rows cannot be shared out among those of a prefix.
+    #[error("a run of {rows} rows cannot go on after a prefix of {prefix}; a multiple of them can")]
+    PrefixRows {
+        /// Rows of the run.
+        rows: i64,
+        /// Rows of the prefix.
+        prefix: i64,
+    },
     /// An option of generation that makes no sense.
     #[error("{setting} is {found}, expected {expected}")]
     Setting {

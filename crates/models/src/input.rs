@@ -213,39 +213,6 @@ impl Input {
         Ok(rows)
     }
 
-    /// The same batch so many times, one after the other: `[times · batch, position]`.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::EmptyInput`] for no times, [`Error::Torch`].
-    pub fn repeated(&self, times: i64) -> Result<Self> {
-        if times < 1 {
-            return Err(Error::EmptyInput);
-        }
-        let rows = |tensor: &Tensor| {
-            let mut times_each = vec![1; tensor.dim()];
-            if let Some(first) = times_each.first_mut() {
-                *first = times;
-            }
-            tensor.f_repeat(times_each).map_err(Error::torch("the input"))
-        };
-        let start = match &self.start {
-            Start::Tokens(ids) => Start::Tokens(rows(ids)?),
-            Start::Stream { site, stream } => Start::Stream { site: *site, stream: rows(stream)? },
-        };
-        // Positions may be one row for the whole batch.
-        let batch = self.shape().first().copied();
-        let positions = |positions: &Tensor| {
-            if positions.size().first().copied() == batch { rows(positions) } else { Ok(positions.shallow_clone()) }
-        };
-        Ok(Self {
-            start,
-            attention_mask: self.attention_mask.as_ref().map(rows).transpose()?,
-            position_ids: self.position_ids.as_ref().map(positions).transpose()?,
-            logits_at: self.logits_at,
-        })
-    }
-
     /// Which logits to compute.
     pub fn logits_at(mut self, at: LogitsAt) -> Self {
         self.logits_at = at;
@@ -352,7 +319,7 @@ fn token_positions(attended: &Tensor, length: i64) -> Result<Tensor, TchError> {
     positions.f_narrow(1, attended.size2()?.1 - length, length)
 }
 
-fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {
+pub(crate) fn mismatch(what: &'static str, expected: &[i64], found: Vec<i64>) -> Error {
     Error::InputShape { what, expected: expected.to_vec(), found }
 }
 

@@ -9,8 +9,10 @@ use lowmem::{Checkpoint, ExtraTensors, Index, LoadOptions, LoadReport, PartReque
 use tch::{Kind, Tensor};
 
 use crate::{
-    Architecture, Config, Error, Factor, Input, KvCache, Numerics, Observer, Outcome, Products, Result, Site, Sites,
-    Stage, Tokens, Unembedding, decoder, gguf, random,
+    Architecture, Config, Error, Factor, Input, KvCache, Numerics, Observer, Outcome, Prefix, Products, Result, Site,
+    Sites, Stage, Tokens, Unembedding,
+    decoder::{self, Past},
+    gguf, random,
     site::Order,
     weights::{self, PartMap, Placed, Spelling, TailWeights},
 };
@@ -225,7 +227,7 @@ impl Model {
     /// [`Error::Weights`] where a part cannot be placed; [`Error::Torch`] naming the site. The model can be used again
     /// after any of them.
     pub fn forward(&self, input: &Input, observer: &mut dyn Observer) -> Result<Outcome> {
-        decoder::run(self, input, None, observer)
+        decoder::run(self, input, Past::None, observer)
     }
 
     /// As [`Model::forward`], reading earlier positions from the cache and adding the new ones when the run completes.
@@ -238,7 +240,31 @@ impl Model {
     /// As [`Model::forward`]; before anything is computed [`Error::CachedStart`] for a run that starts after `input`, and
     /// [`Error::CacheMismatch`] for a cache that another kind of run, or a model of other sizes, dtype or device, filled.
     pub fn forward_cached(&self, input: &Input, cache: &mut KvCache, observer: &mut dyn Observer) -> Result<Outcome> {
-        decoder::run(self, input, Some(cache), observer)
+        decoder::run(self, input, Past::Cache(cache), observer)
+    }
+
+    /// As [`Model::forward`], for a text that goes on after a prefix, which the run reads and leaves as it is. The run may start
+    /// at any block, and stop anywhere. The input has the new positions only, but its mask, if it has one, the prefix's as well,
+    /// which come first.
+    ///
+    /// On a CPU the new positions get the bits that they get in a run of the whole text, within the limits of
+    /// `docs/numerics.md` in the repository; a single new position of a single row as with a cache.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::forward`]; before anything is computed [`Error::CacheMismatch`] and [`Error::PrefixRows`] for a prefix that
+    /// does not fit, and [`Error::CacheRotation`].
+    pub fn forward_after(&self, input: &Input, prefix: &Prefix, observer: &mut dyn Observer) -> Result<Outcome> {
+        decoder::run(self, input, Past::Prefix(prefix), observer)
+    }
+
+    /// Whether [`Model::forward`] would take this input; nothing is computed.
+    ///
+    /// # Errors
+    ///
+    /// Those that [`Model::forward`] has before anything is computed, and [`Error::BadStart`].
+    pub fn check_input(&self, input: &Input) -> Result<()> {
+        decoder::check(self, input, 0).map(drop)
     }
 
     /// The parts that a run to `site` places whole; the embedding, which is only gathered from, is not among them.

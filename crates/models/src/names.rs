@@ -173,6 +173,11 @@ impl<'a> Sites<'a> {
         self.config.architecture.layers.len()
     }
 
+    /// A name without the prefix of the family's base model.
+    pub(crate) fn without_prefix<'n>(&self, name: &'n str) -> &'n str {
+        self.config.family.without_prefix(name)
+    }
+
     pub(crate) fn has(&self, site: Site) -> bool {
         self.order.has(site)
     }

@@ -110,24 +110,6 @@ pub enum Error {
         "gradients need all weights at once, and this model streams them; open it with the residency mapped or resident"
     )]
     StreamedGradient,
-    /// A site whose effect cannot be estimated by a gradient.
-    #[error("the effect of {site} cannot be estimated: {reason}")]
-    NoEstimate {
-        /// The site.
-        site: String,
-        /// Why not, and what to take instead.
-        reason: &'static str,
-    },
-    /// A clean and a corrupted input, or an input and its baseline, that do not belong together.
-    #[error(
-        "the two inputs must have one shape and begin at one site; they have the shapes {clean:?} and {corrupted:?}"
-    )]
-    Shapes {
-        /// The shape of the clean input.
-        clean: Vec<i64>,
-        /// The shape of the corrupted one, or of the baseline.
-        corrupted: Vec<i64>,
-    },
     /// A path of no points.
     #[error("a path needs at least 1 step, and 1 at once; asked for: {steps}, {at_once} at once")]
     NoSteps {
@@ -157,6 +139,34 @@ pub enum Error {
     NotPaired {
         /// What differs, or is missing.
         problem: String,
+    },
+    /// A site whose value cannot be put from one run into another.
+    #[error("{site} cannot be patched: {reason}")]
+    NotPatchable {
+        /// The site.
+        site: String,
+        /// Why.
+        reason: &'static str,
+    },
+    /// Two inputs that cannot be patched into each other.
+    #[error("the clean and the corrupted input do not fit together: {problem}")]
+    PatchInputs {
+        /// What differs.
+        problem: String,
+    },
+    /// Nothing to patch.
+    #[error("there is nothing to patch; choose sites, such as h.*, or give a list of patches")]
+    NoPatches,
+    /// Patching needs more memory than it may take.
+    #[error(
+        "patching needs at least {needed} bytes besides the weights, and may take {budget}; allow more, patch fewer sites, or \
+         take fewer or shorter inputs"
+    )]
+    MemoryBudget {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
     },
     /// Libtorch failed while a value was captured or changed.
     #[error("{at}: {}", models::first_line(.source))]

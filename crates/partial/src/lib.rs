@@ -3,6 +3,7 @@
 //! [`TakeActivations::activations`], a method of the model, or [`partial_forward`], which does the same, is the whole of it for
 //! most people: names in, tensors out, and the run ends at the deepest name.
 //! [`Run`] adds edits, a start in the middle, a slice of positions and a place to put the captures.
+//! [`Patching`] puts values of one run into another, place by place, and says what that does to a [`Metric`].
 //!
 //! ```
 //! use models::{Config, Input, Model};
@@ -32,15 +33,17 @@ mod edit;
 mod effects;
 mod error;
 mod metric;
+mod patch;
 mod plan;
 mod run;
 
 pub use activations::Activations;
-pub use attribution::{AttributionPatching, By, DirectLogitAttribution, InputAttribution};
+pub use attribution::{AttributionPatching, DirectLogitAttribution, Estimated, InputAttribution};
 pub use correlation::Correlation;
 pub use edit::Edit;
 pub use effects::{Columns, Effects};
 pub use error::{Error, Result};
 pub use metric::Metric;
+pub use patch::{Direction, Patch, PatchProgress, PatchReport, Patched, Patching};
 pub use plan::Plan;
 pub use run::{Run, TakeActivations, partial_forward};

@@ -111,11 +111,7 @@ impl Metric {
             Rule::LogProbability(token) => logit(&log_probabilities()?, token),
             Rule::Probability(token) => logit(&log_probabilities()?, token)?.f_exp().map_err(torch),
             Rule::KullbackLeibler { reference } => {
-                let fits =
-                    matches!(reference.size()[..], [of, width] if (of == rows || of == 1) && width == vocabulary);
-                if !fits {
-                    return Err(self.misfit(vec![rows, vocabulary], reference.size()));
-                }
+                self.check_reference(reference, rows, vocabulary)?;
                 let own = log_probabilities()?;
                 let kl = || {
                     let reference = reference.f_to_device(own.device())?.f_log_softmax(-1, Kind::Float)?;
@@ -144,6 +140,27 @@ impl Metric {
     /// Whether [`Metric::linear`] has an answer.
     pub(crate) fn is_linear(&self) -> bool {
         matches!(self.rule, Rule::LogitDifference { .. } | Rule::Logit(_))
+    }
+
+    /// Whether it can be of `rows` rows of logits over `vocabulary` tokens, as far as that is known without any.
+    pub(crate) fn check(&self, rows: i64, vocabulary: i64) -> Result<()> {
+        match &self.rule {
+            Rule::LogitDifference { right, wrong } => {
+                self.ids(right, rows, vocabulary).map(drop)?;
+                self.ids(wrong, rows, vocabulary).map(drop)
+            }
+            Rule::Logit(token) | Rule::LogProbability(token) | Rule::Probability(token) => {
+                self.ids(token, rows, vocabulary).map(drop)
+            }
+            Rule::KullbackLeibler { reference } => self.check_reference(reference, rows, vocabulary),
+            Rule::With(_) => Ok(()),
+        }
+    }
+
+    fn check_reference(&self, reference: &Tensor, rows: i64, vocabulary: i64) -> Result<()> {
+        let size = reference.size();
+        let fits = matches!(size[..], [of, width] if (of == rows || of == 1) && width == vocabulary);
+        if fits { Ok(()) } else { Err(self.misfit(vec![rows, vocabulary], size)) }
     }
 
     fn misfit(&self, expected: Vec<i64>, found: Vec<i64>) -> Error {

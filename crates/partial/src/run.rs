@@ -207,7 +207,7 @@ impl<'a> Run<'a> {
 }
 
 /// Our own error in an observer comes back in the model's; people should see ours.
-fn unwrap_own(error: models::Error) -> Error {
+pub(crate) fn unwrap_own(error: models::Error) -> Error {
     match error {
         models::Error::Observer { site, source } => match source.downcast::<Error>() {
             Ok(own) => *own,

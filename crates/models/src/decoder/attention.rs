@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use super::{Halt, Run};
+use super::{Halt, Past, Run};
 use crate::{
     Factor, Point, Site,
     architecture::{Attention, NormOver, Projections},
@@ -33,8 +33,10 @@ impl Run<'_> {
         let mut values = heads_first(&values, site(Point::HeadValue))?;
         // A sum over keys that are hidden anyway is made in another order: who asks for the same bits keeps them.
         let window = attention.window.filter(|_| !self.model.numerics().alike_rows);
-        if let Some(cache) = &mut self.cache {
-            (keys, values) = cache.extend(block, &keys, &values, window)?;
+        match &mut self.past {
+            Past::None => {}
+            Past::Cache(cache) => (keys, values) = cache.extend(block, &keys, &values, window)?,
+            Past::Prefix(prefix) => (keys, values) = prefix.followed_by(block, &keys, &values)?,
         }
         let sinks = weights.sinks.as_ref();
         let at = site(Point::Pattern);

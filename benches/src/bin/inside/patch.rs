@@ -1,0 +1,42 @@
+//! Activation patching over a grid.
+
+use transformer_utils::partial::{Metric, Patched, Patching};
+
+use super::{Bench, Figure, Input, Result, peak_private, timed, turns};
+
+impl Bench {
+    /// The stream before every block at every position, and every head: two texts that differ from their second token on.
+    pub(super) fn patch(&self) -> Result<Vec<Figure>> {
+        let clean = self.ids(self.tokens);
+        let mut corrupted = clean.clone();
+        if let Some(second) = corrupted.get_mut(1) {
+            *second = 77 % self.model.architecture().vocabulary;
+        }
+        let (clean, corrupted) = (Input::from_rows(&[clean])?, Input::from_rows(&[corrupted])?);
+        let metric = Metric::logit_difference([100 % self.model.architecture().vocabulary], [0]);
+        let patching = || Patching::new(&self.model, &clean, &corrupted);
+        let positions =
+            || -> Result<Patched> { Ok(patching()?.sites("blocks.*.hook_resid_pre")?.each_position().run(&metric)?) };
+        let heads = || -> Result<Patched> { Ok(patching()?.sites("h.*.attn.z")?.each_head().run(&metric)?) };
+        let [of_positions, of_heads] = turns(self.repeats, [&|| timed(positions), &|| timed(heads)])?;
+        let mut figures =
+            vec![Figure::new("patch_positions", "s", of_positions), Figure::new("patch_heads", "s", of_heads)];
+        for (name, patched) in [("positions", &positions as &dyn Fn() -> Result<Patched>), ("heads", &heads)] {
+            let (before, _) = peak_private(|| Ok(()))?;
+            let (peak, patched) = peak_private(patched)?;
+            let report = patched.report;
+            for (what, unit, value) in [
+                ("peak", "MiB", peak - before),
+                ("planned", "MiB", report.bytes as f64 / super::system::MIB),
+                ("patches", "count", report.patches as f64),
+                ("batches", "count", report.batches as f64),
+                ("blocks_run", "count", report.blocks_run as f64),
+                ("positions_run", "count", report.positions_run as f64),
+                ("positions_total", "count", report.positions_total as f64),
+            ] {
+                figures.push(Figure::one(&format!("patch_{name}_{what}"), unit, value));
+            }
+        }
+        Ok(figures)
+    }
+}

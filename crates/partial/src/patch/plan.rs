@@ -1,0 +1,63 @@
+//! Which patches run together.
+
+use models::Site;
+
+use super::{budget::Costs, places::Begin, places::Resolved};
+use crate::{Error, Result};
+
+/// Positions that a run may compute in vain, so that it need not be two: about what reading the weights once more costs.
+const IN_VAIN: i64 = 64;
+
+/// Positions of all rows of a batch, from which on more of them only take more memory.
+const ENOUGH: i64 = 4096;
+
+/// Patches that start together.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Batch {
+    pub(super) begin: Begin,
+    /// The sites that any of them changes.
+    pub(super) sites: Vec<Site>,
+    /// The first position that is computed.
+    pub(super) first: i64,
+    /// Which patches.
+    pub(super) members: Vec<usize>,
+}
+
+/// Batches of all patches that change something, in the order of their starts. `latest` is the last position that a run may begin
+/// at, `left` how many bytes a batch may take.
+pub(super) fn batches(patches: &[&Resolved], costs: &Costs, latest: i64, left: u64) -> Result<Vec<Batch>, Error> {
+    // Patches of one batch change the same sites: whether a site is changed can decide how its block is computed.
+    let mut groups: Vec<(Begin, &[Site], Vec<(i64, usize)>)> = Vec::new();
+    for (index, patch) in patches.iter().enumerate() {
+        let Some(first) = patch.first else { continue };
+        let member = (first.min(latest), index);
+        match groups.iter_mut().find(|(begin, sites, _)| *begin == patch.begin && *sites == patch.sites) {
+            Some((_, _, members)) => members.push(member),
+            None => groups.push((patch.begin, &patch.sites, vec![member])),
+        }
+    }
+    let mut batches = Vec::new();
+    for (begin, sites, mut members) in groups {
+        members.sort_unstable();
+        let mut rest = members.into_iter().peekable();
+        while let Some((first, index)) = rest.next() {
+            let row = costs.run(first, sites);
+            let fitting = left / row.max(1);
+            if fitting == 0 {
+                return Err(Error::MemoryBudget { needed: row, budget: left });
+            }
+            let tokens = ((costs.length - first) * costs.pairs).max(1);
+            let most = (fitting as i64).min(ENOUGH / tokens).max(1) as usize;
+            let mut batch = Batch { begin, sites: sites.to_vec(), first, members: vec![index] };
+            let mut in_vain = 0;
+            while let Some((_, index)) = rest.next_if(|(next, _)| {
+                in_vain += (next - first) * costs.pairs;
+                batch.members.len() < most && in_vain <= IN_VAIN
+            }) {
+                batch.members.push(index);
+            }
+            batches.push(batch);
+        }
+    }
+    Ok(batches)
+}
