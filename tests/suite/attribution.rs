@@ -6,7 +6,7 @@ use serde_json::Value;
 use transformer_utils::{
     lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
     models::{Input, Model, NoObserver, Site},
-    partial::{AttributionPatching, By, Columns, DirectLogitAttribution, Edit, Error, InputAttribution, Metric, Run},
+    partial::{AttributionPatching, Columns, DirectLogitAttribution, Error, InputAttribution, Metric, Run},
     tch::{Kind, Tensor},
 };
 
@@ -90,9 +90,9 @@ fn direct_logit_attribution_is_that_of_transformer_lens() {
         let neurons = &case.expected["direct/neurons"];
         let [blocks, width, _] = neurons.size()[..] else { panic!("{neurons:?}") };
         let found = everywhere().neurons(&case.input("ids"), 5).unwrap();
-        assert_eq!((found.rows.len(), found.rows[0].contains(".mlp.neurons.")), (5, true));
+        assert_eq!((found.rows.len(), found.rows[0].contains(".mlp.neurons neuron ")), (5, true));
         for (name, values) in found.rows.iter().zip(&found.values) {
-            let (block, neuron) = name.trim_start_matches("h.").split_once(".mlp.neurons.").unwrap();
+            let (block, neuron) = name.trim_start_matches("h.").split_once(".mlp.neurons neuron ").unwrap();
             let one = neurons.get(block.parse().unwrap()).get(neuron.parse().unwrap());
             let error = relative_error(&Tensor::from_slice(values), &one);
             assert!(error < 1e-4, "{} {name}: {error:.1e}", case.name);
@@ -156,12 +156,12 @@ fn attribution_patching_is_what_transformer_lens_gives_by_its_hooks() {
         let hooks: Vec<&str> =
             case.expected.keys().filter_map(|name| name.strip_prefix("patching/")?.strip_suffix("/site")).collect();
         assert!(hooks.len() > 8);
-        let run = |names: &[&str], by| {
-            let patching = AttributionPatching::new(&case.model, names, &metric).unwrap().by(by).unwrap();
-            patching.run(&clean, &corrupted).unwrap()
+        let of = |names: &[&str]| {
+            let patching = AttributionPatching::new(&case.model, &clean, &corrupted).unwrap();
+            names.iter().fold(patching, |patching, name| patching.sites(name).unwrap())
         };
         // All at once, in whatever order they are asked for, and one by one.
-        let all = run(&hooks, By::Site);
+        let all = of(&hooks).run(&metric).unwrap();
         assert_eq!(all.rows.len(), hooks.len());
         case.assert(&[all.clean.unwrap(), all.corrupted.unwrap()], "patching/metric");
         for hook in hooks {
@@ -169,10 +169,16 @@ fn attribution_patching_is_what_transformer_lens_gives_by_its_hooks() {
             let row = all.rows.iter().position(|row| *row == site).unwrap();
             let positions = format!("patching/{hook}/positions");
             case.assert_in(&all.values[row], &format!("patching/{hook}/site"), &positions);
-            case.assert(&run(&[hook], By::Positions).values[0], &positions);
+            case.assert(&of(&[hook]).each_position().run(&metric).unwrap().values[0], &positions);
             let heads = format!("patching/{hook}/heads");
             if case.expected.contains_key(&heads) {
-                case.assert(&run(&[hook], By::Heads).values[0], &heads);
+                case.assert(&of(&[hook]).each_head().run(&metric).unwrap().values[0], &heads);
+                // Each position of each head; over all heads, and over all positions, they are the others.
+                let both = of(&[hook]).each_head().each_position().run(&metric).unwrap();
+                assert_eq!(both.rows[1], format!("{site} head 1"));
+                case.assert(&both.values.iter().map(|row| row.iter().sum()).collect::<Vec<f64>>(), &heads);
+                let over_heads = |position: usize| both.values.iter().map(|row| row[position]).sum::<f64>();
+                case.assert(&(0..both.columns.len()).map(over_heads).collect::<Vec<_>>(), &positions);
             }
         }
     }
@@ -242,18 +248,6 @@ fn heads_and_neurons_add_up_to_what_attention_and_mlp_add() {
     }
 }
 
-/// The effect that patching one site really has.
-fn patched(model: &Model, metric: &Metric, site: &str, inputs: &[Input; 2]) -> f64 {
-    let [clean, corrupted] = inputs;
-    let value = Run::new(model, &[site]).unwrap().run(clean).unwrap();
-    let edit = Edit::replace(value.get(site).unwrap());
-    let run = Run::new(model, &["logits"]).unwrap().edit(site, edit).unwrap().run(corrupted).unwrap();
-    let last = |logits: &Tensor| logits.select(1, -1);
-    let plain = Run::new(model, &["logits"]).unwrap().run(corrupted).unwrap();
-    let of = |run: &transformer_utils::partial::Activations| metric.of(&last(run.get("logits").unwrap())).unwrap();
-    (of(&run) - of(&plain)).mean(Kind::Double).double_value(&[])
-}
-
 #[test]
 fn an_estimate_of_a_small_change_is_what_patching_does() {
     for case in Attributed::all() {
@@ -269,17 +263,25 @@ fn an_estimate_of_a_small_change_is_what_patching_does() {
         let near = &clean + (&corrupted - &clean) * 1e-3;
         let inputs = [near, clean].map(|stream| Input::stream(Site::INPUT, stream));
         let metric = case.metric();
-        let sites = ["h.0.attn", "h.0.mlp", "h.1.attn.z", "h.1", "h.1.ln_1", "ln_f"];
-        let patching = AttributionPatching::new(&model, &sites, &metric).unwrap();
-        let estimates = patching.run(&inputs[0], &inputs[1]).unwrap();
-        let values = estimates.rows.iter().map(|site| vec![patched(&model, &metric, site, &inputs)]).collect();
-        let mut exact = estimates.clone();
-        exact.values = values;
-        let found = estimates.correlation(&exact).unwrap();
-        assert!(found.pearson > 0.999 && found.pairs == 6, "{}: {found:?} {estimates:?} {exact:?}", case.name);
-        let largest = exact.values.iter().map(|exact| exact[0].abs()).fold(0.0, f64::max);
-        for (estimate, exact) in estimates.values.iter().zip(&exact.values) {
-            assert!((estimate[0] - exact[0]).abs() < 0.02 * largest, "{}: {estimate:?} {exact:?}", case.name);
+        let of = |names: &[&str]| {
+            let patching = AttributionPatching::new(&model, &inputs[0], &inputs[1]).unwrap();
+            names.iter().fold(patching, |patching, name| patching.sites(name).unwrap())
+        };
+        let sites = of(&["h.*.attn", "h.*.mlp", "h.1.attn.z", "h.1", "h.1.ln_1", "ln_f"]);
+        let heads = of(&["h.*.attn.z"]).each_head();
+        let positions = of(&["h.*.attn.z", "h.0"]).each_position();
+        let heads_and_positions = of(&["h.*.attn.result"]).each_head().each_position();
+        for (what, patching) in
+            [("sites", sites), ("heads", heads), ("positions", positions), ("both", heads_and_positions)]
+        {
+            let both = patching.beside_patching(&metric).unwrap();
+            let found = both.correlation.unwrap();
+            assert!(found.pearson > 0.999 && found.pairs > 5, "{} {what}: {both:?}", case.name);
+            let largest = both.patched.values.iter().flatten().map(|exact| exact.abs()).fold(0.0, f64::max);
+            for (estimated, patched) in both.estimated.values.iter().flatten().zip(both.patched.values.iter().flatten())
+            {
+                assert!((estimated - patched).abs() < 0.02 * largest, "{} {what}: {both:?}", case.name);
+            }
         }
     }
 }
@@ -290,20 +292,24 @@ fn what_cannot_be_attributed_is_refused_before_anything_runs() {
     let streamed = case.model(&options(Residency::Streamed));
     let metric = Metric::logit([1]);
     assert!(matches!(InputAttribution::new(&streamed, &metric).err(), Some(Error::StreamedGradient)));
-    assert!(matches!(AttributionPatching::new(&streamed, &["h.0"], &metric).err(), Some(Error::StreamedGradient)));
+    assert!(matches!(AttributionPatching::new(&streamed, [1, 2], [1, 3]).err(), Some(Error::StreamedGradient)));
     assert_eq!(streamed.report().bytes_read, 0);
     // Without gradients, streaming is no trouble.
     let resident = case.model(&options(Residency::Resident));
     let heads = |model| DirectLogitAttribution::new(model, &metric).unwrap().heads(&case.input("single")).unwrap();
     assert_eq!(heads(&streamed), heads(&resident));
-    let new = |sites: &[&str]| AttributionPatching::new(&resident, sites, &metric);
-    assert!(matches!(new(&["logits"]).err(), Some(Error::NoEstimate { .. })));
-    assert!(new(&["h.9"]).is_err());
-    assert!(matches!(new(&["h.0", "h.0.attn.z"]).unwrap().by(By::Heads).err(), Some(Error::NoHeads { .. })));
-    let shapes = new(&["h.0"]).unwrap().run([1, 2, 3], [1, 2]).unwrap_err();
-    assert!(matches!(shapes, Error::Shapes { .. }), "{shapes}");
-    let beyond = new(&["h.0"]).unwrap().at(3).run([1, 2, 3], [1, 2, 4]).unwrap_err();
+    let new = || AttributionPatching::new(&resident, [1, 2, 3], [1, 2, 4]).unwrap();
+    assert!(matches!(new().sites("logits").err(), Some(Error::NotPatchable { .. })));
+    assert!(new().sites("h.9").is_err());
+    assert!(matches!(new().run(&metric).err(), Some(Error::NoPatches)));
+    let heads = new().sites("h.0").unwrap().sites("h.0.attn.z").unwrap().each_head().run(&metric);
+    assert!(matches!(heads.err(), Some(Error::NoHeads { .. })));
+    let shapes = AttributionPatching::new(&resident, [1, 2, 3], [1, 2]).err();
+    assert!(matches!(shapes, Some(Error::PatchInputs { .. })));
+    let beyond = new().sites("h.0").unwrap().read_at(3).run(&metric).unwrap_err();
     assert!(matches!(beyond, Error::OutOfRange { .. }), "{beyond}");
+    let absent = new().sites("h.0").unwrap().run(&Metric::logit([10_000])).unwrap_err();
+    assert!(matches!(absent, Error::MetricToken { .. }), "{absent}");
     let input = InputAttribution::new(&resident, &metric).unwrap();
     assert!(matches!(input.steps(0).integrated_gradients([1, 2]).err(), Some(Error::NoSteps { .. })));
     let softmaxed = Metric::probability([1]);
@@ -316,8 +322,8 @@ fn what_cannot_be_attributed_is_refused_before_anything_runs() {
     let of_experts = DirectLogitAttribution::new(&model, &metric).unwrap();
     assert!(of_experts.neurons([1, 2], 3).unwrap_err().to_string().contains("experts"));
     assert!(of_experts.heads([1, 2]).is_ok());
-    let chosen = AttributionPatching::new(&model, &["h.0.mlp.experts.chosen"], &metric);
-    assert!(matches!(chosen.err(), Some(Error::NoEstimate { .. })));
+    let chosen = AttributionPatching::new(&model, [1, 2], [1, 3]).unwrap().sites("h.0.mlp.experts.chosen");
+    assert!(matches!(chosen.err(), Some(Error::NotPatchable { .. })));
 }
 
 #[test]
@@ -331,12 +337,20 @@ fn two_forward_passes_and_one_back_serve_every_site() {
         counted.set(counted.get() + 1);
         Ok(logits.f_select(1, 3)?)
     });
-    let every: Vec<String> = model.sites().iter().map(|info| info.site.to_string()).collect();
-    let every: Vec<&String> = every.iter().filter(|name| *name != "logits").collect();
-    let effects = AttributionPatching::new(&model, &every, &metric).unwrap().run([1, 2, 3], [1, 5, 3]).unwrap();
+    let mut patching = AttributionPatching::new(&model, [1, 2, 3], [1, 5, 3]).unwrap();
+    let every = model
+        .sites()
+        .iter()
+        .map(|info| info.site)
+        .filter(|site| ![Site::LOGITS.to_string(), "wpe".into()].contains(&site.to_string()));
+    let every: Vec<Site> = every.collect();
+    for site in &every {
+        patching = patching.sites(site).unwrap();
+    }
+    let effects = patching.run(&metric).unwrap();
     assert_eq!((effects.rows.len(), passes.get()), (every.len(), 2));
     assert!(effects.values.iter().flatten().all(|value| value.is_finite()));
-    // A residual stream carries everything that the blocks before it change.
+    // The tokens are all that the two inputs differ in.
     let of = |name: &str| effects.values[effects.rows.iter().position(|row| row == name).unwrap()][0];
-    assert!((of("input") - of("wte")).abs() < 1e-6 && of("wpe") == 0.0);
+    assert!((of("input") - of("wte")).abs() < 1e-6);
 }

@@ -1,6 +1,7 @@
 //! The way back: which direction in an earlier value a direction in a later one is, where the way between them is linear once the
 //! scale of a norm is fixed.
 
+use lowmem::Held;
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
@@ -68,7 +69,7 @@ impl Linear {
     /// The direction in what the matrix reads that `direction`, `[.., out]`, is in what it gives, in the dtype of the direction:
     /// `[.., in]`.
     fn direction_before(&self, direction: &Tensor) -> Result<Tensor, TchError> {
-        let weight = self.weight.f_to_kind(direction.f_kind()?)?;
+        let weight = self.weight.placed(direction.f_kind()?)?;
         let factor = Factor::new(direction)?;
         match self.layout {
             Layout::OutIn => factor.times(&weight, None),
@@ -102,6 +103,7 @@ impl Model {
         let site = self.sites().find(Site::block(block, point))?;
         let Some(layer) = self.architecture().layers.get(block) else { return Ok(direction.shallow_clone()) };
         let tensors = self.parts().get(self.part_map().layer(block), None)?;
+        let tensors = tensors.into_iter().map(Held::Tensor).collect();
         let mut shelf = Placed::new(self.config().family, tensors);
         let weights = LayerWeights::walk(layer, self.architecture().d_model, &mut shelf)?;
         let (norms, output) = match (half, &weights.mlp) {

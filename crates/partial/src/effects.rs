@@ -38,7 +38,7 @@ pub struct Effects {
     pub method: String,
     /// The metric's name, with its unit.
     pub metric: String,
-    /// Names of the sites, in the order of execution; of single heads or neurons, with their number behind a dot.
+    /// Names of the sites, in the order of execution; of single heads or neurons, with their number: `h.3.attn.z head 2`.
     pub rows: Vec<String>,
     /// What the columns are.
     pub columns: Columns,

@@ -178,24 +178,6 @@ pub enum Error {
         "gradients need all weights at once, and this model streams them; open it with the residency mapped or resident"
     )]
     StreamedGradient,
-    /// A site whose effect cannot be estimated by a gradient.
-    #[error("the effect of {site} cannot be estimated: {reason}")]
-    NoEstimate {
-        /// The site.
-        site: String,
-        /// Why not, and what to take instead.
-        reason: &'static str,
-    },
-    /// A clean and a corrupted input, or an input and its baseline, that do not belong together.
-    #[error(
-        "the two inputs must have one shape and begin at one site; they have the shapes {clean:?} and {corrupted:?}"
-    )]
-    Shapes {
-        /// The shape of the clean input.
-        clean: Vec<i64>,
-        /// The shape of the corrupted one, or of the baseline.
-        corrupted: Vec<i64>,
-    },
     /// A path of no points.
     #[error("a path needs at least 1 step, and 1 at once; asked for: {steps}, {at_once} at once")]
     NoSteps {

@@ -45,7 +45,7 @@ mod run;
 
 pub use activations::Activations;
 pub use adamw::{AdamW, AdamWOptions};
-pub use attribution::{AttributionPatching, By, DirectLogitAttribution, InputAttribution};
+pub use attribution::{AttributionPatching, DirectLogitAttribution, Estimated, InputAttribution};
 pub use correlation::Correlation;
 pub use edit::Edit;
 pub use effects::{Columns, Effects};

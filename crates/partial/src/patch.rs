@@ -1,7 +1,7 @@
 //! Activation patching: what a value of one run does in another.
 
 mod budget;
-mod places;
+pub(crate) mod places;
 mod plan;
 mod sweep;
 

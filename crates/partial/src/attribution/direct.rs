@@ -130,7 +130,7 @@ impl<'a> DirectLogitAttribution<'a> {
                 rows.push(site.to_string());
                 values.push(each.concat());
             } else {
-                rows.extend((0..each.len()).map(|head| format!("{site}.{head}")));
+                rows.extend((0..each.len()).map(|head| format!("{site} head {head}")));
                 values.extend(each);
             }
         }
@@ -175,7 +175,7 @@ impl<'a> DirectLogitAttribution<'a> {
             for (values, neuron) in each.iter().zip(numbers(&which)?) {
                 let values = numbers(values)?;
                 let largest = values.iter().map(|value| value.abs()).fold(0.0, f64::max);
-                found.push((format!("{}.{neuron}", Site::block(block, Point::Neurons)), values, largest));
+                found.push((format!("{} neuron {neuron}", Site::block(block, Point::Neurons)), values, largest));
             }
         }
         found.sort_by(|one, two| two.2.total_cmp(&one.2));

@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::gradients::{
     at_metric, gradients, mean, metric_of, numbers, plain_metric, refuse_middle, refuse_streamed, torch,
 };
-use crate::{Columns, Edit, Effects, Error, Metric, Result, Run};
+use crate::{Columns, Edit, Effects, Error, Metric, Result, Run, patch::places::check_inputs};
 
 /// How much of a metric each token of the input answers for, by gradients at the embedding (`input`: tokens and learned positions).
 ///
@@ -29,7 +29,7 @@ pub struct InputAttribution<'a> {
     baseline: Option<Input>,
     steps: i64,
     at_once: i64,
-    at: Option<i64>,
+    read_at: Option<i64>,
 }
 
 impl<'a> InputAttribution<'a> {
@@ -40,7 +40,7 @@ impl<'a> InputAttribution<'a> {
     /// [`Error::StreamedGradient`].
     pub fn new(model: &'a Model, metric: &'a Metric) -> Result<Self> {
         refuse_streamed(model)?;
-        Ok(Self { model, metric, baseline: None, steps: 64, at_once: 8, at: None })
+        Ok(Self { model, metric, baseline: None, steps: 64, at_once: 8, read_at: None })
     }
 
     /// Starts the path at the embedding of another input of the same shape, such as a corrupted one, rather than at zeros.
@@ -66,9 +66,9 @@ impl<'a> InputAttribution<'a> {
         self
     }
 
-    /// Takes the metric at this position rather than at each row's last token.
-    pub fn at(mut self, position: i64) -> Self {
-        self.at = Some(position);
+    /// The position whose logits the metric reads; by default each row's last token.
+    pub fn read_at(mut self, position: i64) -> Self {
+        self.read_at = Some(position);
         self
     }
 
@@ -83,7 +83,7 @@ impl<'a> InputAttribution<'a> {
         let input = self.model.input(input)?;
         refuse_middle(&input)?;
         let x = self.embedded(&input)?;
-        let (metric, gradient) = self.gradient(&at_metric(&input, self.at)?, &x, 1)?;
+        let (metric, gradient) = self.gradient(&at_metric(&input, self.read_at)?, &x, 1)?;
         let values = self.over_width(&x, &gradient, 1.0)?;
         Ok(self.effects("gradient times input", values, mean(&metric)?, None))
     }
@@ -95,7 +95,7 @@ impl<'a> InputAttribution<'a> {
     ///
     /// # Errors
     ///
-    /// As [`InputAttribution::gradient_times_input`]; [`Error::Shapes`] for a baseline of another shape; [`Error::NoSteps`].
+    /// As [`InputAttribution::gradient_times_input`]; [`Error::PatchInputs`] for a baseline that does not fit; [`Error::NoSteps`].
     pub fn integrated_gradients<'p>(&self, input: impl Into<Prompt<'p>>) -> Result<Effects> {
         if self.steps < 1 || self.at_once < 1 {
             return Err(Error::NoSteps { steps: self.steps, at_once: self.at_once });
@@ -103,19 +103,16 @@ impl<'a> InputAttribution<'a> {
         let input = self.model.input(input)?;
         refuse_middle(&input)?;
         if let Some(baseline) = &self.baseline {
-            refuse_middle(baseline)?;
-            if baseline.shape() != input.shape() {
-                return Err(Error::Shapes { clean: input.shape(), corrupted: baseline.shape() });
-            }
+            check_inputs(self.model, &input, baseline)?;
         }
-        let there = at_metric(&input, self.at)?;
+        let there = at_metric(&input, self.read_at)?;
         let to = self.embedded(&input)?;
         let from = match &self.baseline {
             Some(baseline) => self.embedded(baseline)?,
             None => to.f_zeros_like().map_err(torch(Site::INPUT))?,
         };
-        let clean = plain_metric(self.model, self.metric, &input, self.at, None)?;
-        let corrupted = plain_metric(self.model, self.metric, &input, self.at, Some(Edit::replace(&from)))?;
+        let clean = plain_metric(self.model, self.metric, &input, self.read_at, None)?;
+        let corrupted = plain_metric(self.model, self.metric, &input, self.read_at, Some(Edit::replace(&from)))?;
         let way = to.f_sub(&from).map_err(torch(Site::INPUT))?;
         let mut sum = way.f_zeros_like().and_then(|sum| sum.f_to_kind(Kind::Float)).map_err(torch(Site::INPUT))?;
         for first in (0..self.steps).step_by(self.at_once as usize) {
@@ -151,7 +148,7 @@ impl<'a> InputAttribution<'a> {
             let output = run.run(input)?;
             let batches = output.get(Site::LOGITS)?.f_chunk(times, 0).map_err(torch(Site::LOGITS))?;
             // Tokens of a metric are given for each row of one batch.
-            let metrics = batches.iter().map(|logits| metric_of(self.metric, logits, self.at));
+            let metrics = batches.iter().map(|logits| metric_of(self.metric, logits, self.read_at));
             let metric = Tensor::f_cat(&metrics.collect::<Result<Vec<_>>>()?, 0).map_err(torch(Site::LOGITS))?;
             let gradient = gradients(&metric, &[&leaf])?.pop().flatten();
             let gradient = gradient.map_or_else(|| leaf.f_zeros_like(), Ok).map_err(torch(Site::INPUT))?;

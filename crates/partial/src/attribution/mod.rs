@@ -7,4 +7,4 @@ mod patching;
 
 pub use direct::DirectLogitAttribution;
 pub use input::InputAttribution;
-pub use patching::{AttributionPatching, By};
+pub use patching::{AttributionPatching, Estimated};

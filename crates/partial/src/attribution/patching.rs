@@ -4,170 +4,244 @@ use models::{AsSite, Input, Model, Point, Prompt, Site, Stage};
 use tch::{Kind, Tensor};
 
 use super::gradients::{at_metric, gradients, leaf, mean, metric_of, numbers, refuse_streamed, torch};
-use crate::{Columns, Effects, Error, Metric, Plan, Result, Run, edit::Place};
-
-/// What an effect is told apart by, besides the site.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum By {
-    /// Nothing: one number for each site.
-    #[default]
-    Site,
-    /// Positions of the input; of attention scores and patterns, those that look.
-    Positions,
-    /// Heads, at all positions together.
-    Heads,
-}
+use crate::{
+    Columns, Correlation, Effects, Error, Metric, Patching, Result, Run,
+    edit::Place,
+    patch::places::{check_inputs, check_site},
+};
 
 /// An estimate of what it would do to a metric to put each site's value of a clean run into a corrupted one: to first order,
 /// `(clean - corrupted) · gradient of the metric`, summed over the site (Nanda, 2023, "Attribution Patching"; Syed et al., 2023).
 ///
-/// Activation patching runs the model once for each site, position or head. This takes two forward passes, and one backward pass
-/// through the corrupted run, for all of them. It is good where the metric is nearly linear between the two values; of whole residual
-/// streams of early layers, and where attention saturates, it can be far off.
+/// Activation patching ([`Patching`]) runs the model for each site, position or head. This takes two forward passes, and one backward
+/// pass through the corrupted run, for all of them. It is good where the metric is nearly linear between the two values; for whole
+/// residual streams of early layers, and where attention saturates, it can be far off.
+/// [`AttributionPatching::beside_patching`] says how far.
 ///
 /// ```
 /// use models::{Config, Model};
-/// use partial::{AttributionPatching, By, Metric};
+/// use partial::{AttributionPatching, Metric};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// # let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
 /// # let model = Model::random(Config::from_json(config)?, 0)?;
 /// let metric = Metric::logit_difference([4], [5]);
-/// let patching = AttributionPatching::new(&model, &["h.0.attn.z", "h.1.attn.z"], &metric)?.by(By::Heads)?;
-/// let effects = patching.run([1, 2, 3], [1, 9, 3])?; // clean, corrupted
+/// let patching = AttributionPatching::new(&model, [1, 2, 3], [1, 9, 3])?.sites("h.*.attn.z")?.each_head(); // clean, corrupted
+/// let effects = patching.run(&metric)?;
 /// assert_eq!((effects.rows.len(), effects.columns.len()), (2, 2)); // a row for each site, a column for each head
+///
+/// let both = patching.beside_patching(&metric)?;
+/// assert_eq!(both.estimated, effects);
+/// assert!(both.correlation.is_some_and(|found| found.pearson > 0.9));
 /// # Ok(())
 /// # }
 /// ```
 pub struct AttributionPatching<'a> {
     model: &'a Model,
-    metric: &'a Metric,
-    places: Vec<Place>,
-    by: By,
-    at: Option<i64>,
+    clean: Input,
+    corrupted: Input,
+    sites: Vec<Site>,
+    each_position: bool,
+    each_head: bool,
+    read_at: Option<i64>,
+}
+
+/// Estimates, and what patching really does.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Estimated {
+    /// The estimates.
+    pub estimated: Effects,
+    /// By how much each patch changes the metric of the corrupted run.
+    pub patched: Effects,
+    /// How far they agree; `None` where there are too few numbers to say, or all are equal.
+    pub correlation: Option<Correlation>,
 }
 
 impl<'a> AttributionPatching<'a> {
-    /// Of these sites, by names or as [`Site`]s. Nothing runs.
+    /// Of a clean and a corrupted input, or several: row `i` of one goes with row `i` of the other. They have the same shape and the
+    /// same padding. Nothing runs.
     ///
     /// # Errors
     ///
-    /// As [`Plan::new`]; [`Error::StreamedGradient`]; [`Error::NoEstimate`] for a site whose value two runs do not have in one shape,
-    /// is no activation, or comes after the final norm.
-    pub fn new<S: AsSite>(model: &'a Model, sites: &[S], metric: &'a Metric) -> Result<Self> {
+    /// [`Error::StreamedGradient`]; [`Error::PatchInputs`] where the inputs do not fit together; whatever [`Model::input`] and
+    /// [`Model::check_input`] refuse.
+    pub fn new<'p, 'q>(
+        model: &'a Model,
+        clean: impl Into<Prompt<'p>>,
+        corrupted: impl Into<Prompt<'q>>,
+    ) -> Result<Self> {
         refuse_streamed(model)?;
-        let plan = Plan::new(model, sites)?;
-        let mut places: Vec<Place> = Vec::with_capacity(plan.captures.len());
-        for info in model.sites().iter().filter(|info| plan.captures.iter().any(|(_, site)| *site == info.site)) {
-            let reason = match info.site {
-                Site { point: Point::ExpertChoice, .. } => {
-                    "it holds numbers of experts, between which there is nothing"
-                }
-                Site { point: Point::Expert(_), .. } => "the two runs may send other tokens there; patch mlp.experts",
-                Site { point: Point::RotaryCosines, .. } => "it depends on positions alone",
-                Site { stage: Stage::Head, point } if point != Point::FinalNorm => {
-                    "the metric is made of it; the last block and the final norm come before it"
-                }
-                site => {
-                    places.push(Place::of(model, site));
-                    continue;
-                }
-            };
-            return Err(Error::NoEstimate { site: info.site.to_string(), reason });
-        }
-        Ok(Self { model, metric, places, by: By::Site, at: None })
+        let (clean, corrupted) = (model.input(clean)?, model.input(corrupted)?);
+        check_inputs(model, &clean, &corrupted)?;
+        Ok(Self { model, clean, corrupted, sites: Vec::new(), each_position: false, each_head: false, read_at: None })
     }
 
-    /// Tells positions or heads apart.
+    /// Adds the sites that a name, a [`Site`] or a pattern such as `h.*.mlp` means ([`models::Sites::matching`]).
     ///
     /// # Errors
     ///
-    /// [`Error::NoHeads`] for heads of a site that has none.
-    pub fn by(mut self, by: By) -> Result<Self> {
-        if let Some(place) = self.places.iter().find(|place| by == By::Heads && place.heads.is_none()) {
-            return Err(Error::NoHeads { site: place.site.to_string() });
+    /// As [`models::Sites::matching`]; [`Error::NotPatchable`] for a site whose value is not one for each position of each input, or has
+    /// no gradient; [`Error::BeforeStart`] for one before the input's stream.
+    pub fn sites(mut self, pattern: impl AsSite) -> Result<Self> {
+        for site in self.model.sites().matching(pattern)? {
+            check_site(self.model, site)?;
+            let refused = match (site.stage, site.point) {
+                (_, Point::ExpertChoice) => Some("it holds the numbers of experts, which have no gradient"),
+                (Stage::Head, Point::OutputProjection) => Some("the metric reads it; ln_f comes before it"),
+                _ => None,
+            };
+            if let Some(reason) = refused {
+                return Err(Error::NotPatchable { site: site.to_string(), reason });
+            }
+            if let Some(start) = self.corrupted.start_site().filter(|start| self.model.sites().is_after(*start, site)) {
+                return Err(Error::BeforeStart { site: site.to_string(), start: start.to_string() });
+            }
+            if !self.sites.contains(&site) {
+                self.sites.push(site);
+            }
         }
-        self.by = by;
         Ok(self)
     }
 
-    /// Takes the metric at this position rather than at each row's last token.
-    pub fn at(mut self, position: i64) -> Self {
-        self.at = Some(position);
+    /// Tells positions apart: a column for each.
+    pub fn each_position(mut self) -> Self {
+        self.each_position = true;
         self
     }
 
-    /// The estimates: for a batch, means over its rows. Clean and corrupted input have the same shape; row by row they belong
-    /// together.
+    /// Tells heads apart: a column for each, or with [`AttributionPatching::each_position`] as well, a row.
+    pub fn each_head(mut self) -> Self {
+        self.each_head = true;
+        self
+    }
+
+    /// The position whose logits the metric reads; by default each row's last token.
+    pub fn read_at(mut self, position: i64) -> Self {
+        self.read_at = Some(position);
+        self
+    }
+
+    /// The estimates: for a batch, means over its rows.
     ///
     /// # Errors
     ///
-    /// [`Error::Shapes`], whatever [`Model::input`] and [`Model::forward`] refuse, what [`Metric::of`] does, and [`Error::Torch`].
-    pub fn run<'p>(&self, clean: impl Into<Prompt<'p>>, corrupted: impl Into<Prompt<'p>>) -> Result<Effects> {
-        let (clean, corrupted) = (self.model.input(clean)?, self.model.input(corrupted)?);
-        if clean.shape() != corrupted.shape() || clean.start_site() != corrupted.start_site() {
-            return Err(Error::Shapes { clean: clean.shape(), corrupted: corrupted.shape() });
-        }
-        let sites: Vec<Site> = self.places.iter().map(|place| place.site).collect();
-        let captured: Vec<Site> = sites.iter().copied().chain([Site::LOGITS]).collect();
+    /// Before anything runs: [`Error::NoPatches`] without a site, [`Error::NoHeads`], [`Error::OutOfRange`], [`Error::MetricToken`] and
+    /// [`Error::MetricRows`]. Then whatever [`Model::forward`] finds, and [`Error::Torch`].
+    pub fn run(&self, metric: &Metric) -> Result<Effects> {
+        let places = self.places()?;
+        let rows = self.clean.shape().first().copied().unwrap_or(0);
+        metric.check(rows, self.model.architecture().vocabulary)?;
+        let (clean, corrupted) = (at_metric(&self.clean, self.read_at)?, at_metric(&self.corrupted, self.read_at)?);
+        let captured: Vec<Site> = places.iter().map(|place| place.site).chain([Site::LOGITS]).collect();
         let run = || Run::new(self.model, &captured);
-        let recording = self.recording(run()?, &corrupted, &sites)?;
-        let clean_run = tch::no_grad(|| run()?.run(&at_metric(&clean, self.at)?))?;
-        let clean_metric = metric_of(self.metric, clean_run.get(Site::LOGITS)?, self.at)?;
-        let corrupted_run = tch::with_grad(|| recording.run(&at_metric(&corrupted, self.at)?))?;
-        let corrupted_metric = tch::with_grad(|| metric_of(self.metric, corrupted_run.get(Site::LOGITS)?, self.at))?;
-        let values = sites.iter().map(|site| corrupted_run.get(site)).collect::<Result<Vec<_>>>()?;
+        // Everything after its first value is recorded.
+        let embedding = Site { stage: Stage::Embedding, point: Point::TokenEmbedding };
+        let recording = run()?.edit(corrupted.start_site().unwrap_or(embedding), leaf())?;
+        let clean_run = tch::no_grad(|| run()?.run(&clean))?;
+        let clean_metric = metric_of(metric, clean_run.get(Site::LOGITS)?, self.read_at)?;
+        let corrupted_run = tch::with_grad(|| recording.run(&corrupted))?;
+        let corrupted_metric = tch::with_grad(|| metric_of(metric, corrupted_run.get(Site::LOGITS)?, self.read_at))?;
+        let values = places.iter().map(|place| corrupted_run.get(place.site)).collect::<Result<Vec<_>>>()?;
         let gradients = gradients(&corrupted_metric, &values)?;
-        let rows = clean_metric.numel() as f64;
-        let mut estimates = Vec::with_capacity(sites.len());
-        for ((place, old), gradient) in self.places.iter().zip(values).zip(&gradients) {
-            let estimate = self.estimate(place, clean_run.get(place.site)?, old, gradient.as_ref())?;
-            estimates.push(estimate.into_iter().map(|sum| sum / rows).collect::<Vec<_>>());
-        }
-        let widest = estimates.iter().map(Vec::len).max().unwrap_or(0);
-        estimates.iter_mut().for_each(|row| row.resize(widest, f64::NAN));
-        let numbered = (0..widest as i64).collect();
-        Ok(Effects {
+        let mut effects = Effects {
             method: "attribution patching".into(),
-            metric: self.metric.to_string(),
-            rows: sites.iter().map(Site::to_string).collect(),
-            columns: match self.by {
-                By::Site => Columns::Whole,
-                By::Positions => Columns::Positions(numbered),
-                By::Heads => Columns::Heads(numbered),
-            },
-            values: estimates,
+            metric: metric.to_string(),
+            rows: Vec::new(),
+            columns: Columns::Whole,
+            values: Vec::new(),
             clean: Some(mean(&clean_metric)?),
             corrupted: Some(mean(&corrupted_metric.detach())?),
-        })
-    }
-
-    /// A run that records from its first value on.
-    fn recording<'r>(&self, run: Run<'r>, input: &Input, sites: &[Site]) -> Result<Run<'r>> {
-        let embedding = |point| Site { stage: Stage::Embedding, point };
-        let positions = embedding(Point::PositionEmbedding);
-        let first = input.start_site().unwrap_or(embedding(Point::TokenEmbedding));
-        let run = run.edit(first, leaf())?;
-        if first != positions && sites.contains(&positions) { run.edit(positions, leaf()) } else { Ok(run) }
-    }
-
-    /// `(clean - corrupted) · gradient` of one site, summed over all but what the effects are told apart by.
-    fn estimate(&self, place: &Place, new: &Tensor, old: &Tensor, gradient: Option<&Tensor>) -> Result<Vec<f64>> {
-        let kept = match self.by {
-            By::Site => None,
-            By::Positions => Some(place.positions()?),
-            By::Heads => place.heads,
         };
+        for ((place, old), gradient) in places.iter().zip(values).zip(&gradients) {
+            let estimates = self.estimates(place, clean_run.get(place.site)?, old, gradient.as_ref(), rows)?;
+            if self.each_position && self.each_head {
+                effects.rows.extend((0..estimates.len()).map(|head| format!("{} head {head}", place.site)));
+                effects.values.extend(estimates);
+            } else {
+                effects.rows.push(place.site.to_string());
+                effects.values.push(estimates.concat());
+            }
+        }
+        // A site may have fewer heads than another.
+        let widest = effects.values.iter().map(Vec::len).max().unwrap_or(0);
+        effects.values.iter_mut().for_each(|row| row.resize(widest, f64::NAN));
+        let numbered = (0..widest as i64).collect();
+        effects.columns = match (self.each_position, self.each_head) {
+            (true, _) => Columns::Positions(numbered),
+            (false, true) => Columns::Heads(numbered),
+            (false, false) => Columns::Whole,
+        };
+        Ok(effects)
+    }
+
+    /// The estimates beside what patching does in a run for each of the places, and how far they agree.
+    ///
+    /// # Errors
+    ///
+    /// As [`AttributionPatching::run`] and [`Patching::run`].
+    pub fn beside_patching(&self, metric: &Metric) -> Result<Estimated> {
+        let estimated = self.run(metric)?;
+        let mut patching = Patching::new(self.model, &self.clean, &self.corrupted)?;
+        for site in &self.sites {
+            patching = patching.sites(site)?;
+        }
+        if self.each_position {
+            patching = patching.each_position();
+        }
+        if self.each_head {
+            patching = patching.each_head();
+        }
+        if let Some(position) = self.read_at {
+            patching = patching.read_at(position);
+        }
+        let mut patched = tch::no_grad(|| patching.run(metric))?.effects;
+        let unpatched = patched.corrupted.unwrap_or(0.0);
+        patched.values.iter_mut().flatten().for_each(|value| *value -= unpatched);
+        patched.method = "patched, less the corrupted run".into();
+        let correlation = estimated.correlation(&patched).ok();
+        Ok(Estimated { estimated, patched, correlation })
+    }
+
+    /// The sites in the order in which they run.
+    fn places(&self) -> Result<Vec<Place>> {
+        let chosen = self.model.sites().iter().filter(|info| self.sites.contains(&info.site));
+        let places: Vec<Place> = chosen.map(|info| Place::of(self.model, info.site)).collect();
+        match places.iter().find(|place| self.each_head && place.heads.is_none()) {
+            _ if places.is_empty() => Err(Error::NoPatches),
+            Some(place) => Err(Error::NoHeads { site: place.site.to_string() }),
+            None => Ok(places),
+        }
+    }
+
+    /// `(clean - corrupted) · gradient` of one site, summed over all but what is told apart, and divided by the rows of the batch: for each
+    /// head a number for each position.
+    fn estimates(
+        &self,
+        place: &Place,
+        new: &Tensor,
+        old: &Tensor,
+        gradient: Option<&Tensor>,
+        rows: i64,
+    ) -> Result<Vec<Vec<f64>>> {
+        let positions = self.each_position.then(|| place.positions()).transpose()?;
+        let heads = place.heads.filter(|_| self.each_head);
         let estimate = || {
-            let others: Vec<i64> = (0..old.dim() as i64).filter(|dimension| Some(*dimension) != kept).collect();
+            let others = (0..old.dim() as i64).filter(|dimension| ![positions, heads].contains(&Some(*dimension)));
             let change = new.f_to_kind(Kind::Float)?.f_sub(&old.f_detach()?.f_to_kind(Kind::Float)?)?;
             let product = match gradient {
                 Some(gradient) => change.f_mul(&gradient.f_to_kind(Kind::Float)?)?,
                 // The metric does not depend on it.
                 None => change.f_zeros_like()?,
             };
-            product.f_sum_dim_intlist(others.as_slice(), false, Kind::Double)?.f_view([-1])
+            let sums = product.f_sum_dim_intlist(others.collect::<Vec<_>>().as_slice(), false, Kind::Double)?;
+            let sums = sums.f_div_scalar(rows)?;
+            match (positions, heads) {
+                (Some(positions), Some(heads)) if positions < heads => sums.f_transpose(0, 1)?.f_unbind(0),
+                (_, Some(_)) => sums.f_unbind(0),
+                (_, None) => Ok(vec![sums]),
+            }
         };
-        numbers(&estimate().map_err(torch(place.site))?)
+        let estimates = estimate().map_err(torch(place.site))?;
+        estimates.iter().map(numbers).collect()
     }
 }

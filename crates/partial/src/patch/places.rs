@@ -269,7 +269,7 @@ pub(crate) fn check_site(model: &Model, site: Site) -> Result<()> {
     }
 }
 
-pub(super) fn check_inputs(model: &Model, clean: &Input, corrupted: &Input) -> Result<()> {
+pub(crate) fn check_inputs(model: &Model, clean: &Input, corrupted: &Input) -> Result<()> {
     let refused = |problem: String| Err(Error::PatchInputs { problem });
     for (name, input) in [("clean", clean), ("corrupted", corrupted)] {
         model.check_input(input)?;
