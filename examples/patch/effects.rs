@@ -1,6 +1,7 @@
 //! The effects, by the method that was chosen.
 
 use anyhow::{Result, bail, ensure};
+use clap::ValueEnum;
 use transformer_utils::{
     lens::{Columns, Grid, Shading},
     models::{Input, Site},
@@ -8,7 +9,7 @@ use transformer_utils::{
         self, AttributionPatching, DirectLogitAttribution, Effects, InputAttribution, Metric, PatchProgress, Patching,
         partial_forward,
     },
-    tch::{Tensor, no_grad},
+    tch::{Device, Tensor, no_grad},
 };
 
 use crate::{
@@ -17,6 +18,8 @@ use crate::{
     texts::{Texts, tokens},
 };
 
+/// Memory for patching where none is given, in MiB.
+const MEMORY: u64 = 1024;
 /// The neurons that are shown.
 const NEURONS: usize = 20;
 
@@ -28,6 +31,10 @@ struct Question {
 
 /// Measures the effects and puts the texts beside them.
 pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
+    if flags.method != Method::Patch {
+        ensure!(flags.memory.is_none(), "--memory is for --method patch");
+        ensure!(flags.direction == Direction::CleanIntoCorrupted, "--direction is for --method patch; swap the texts");
+    }
     let question = ask(flags, opened, pair)?;
     let effects = match flags.method {
         Method::Patch => patch(flags, opened, pair, &question.metric)?,
@@ -43,6 +50,10 @@ pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
     let shading = Shading::Around(base.filter(|_| flags.method == Method::Patch).unwrap_or(0.0));
     let mut grid = Grid::new(opened.name.as_str(), &effects).shading(shading);
     grid.metric = question.name;
+    if flags.method == Method::Integrated {
+        // That of zeros, which is no run of the pair.
+        grid.corrupted = None;
+    }
     if matches!(grid.columns, Columns::Positions(_)) {
         let both = matches!(flags.method, Method::Patch | Method::Attribution);
         let corrupted = pair.corrupted.as_ref().filter(|_| both);
@@ -55,8 +66,14 @@ pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
 
 fn by(flags: &Flags, default: By, allowed: &[By]) -> Result<By> {
     let by = flags.by.unwrap_or(default);
-    ensure!(allowed.contains(&by), "--method {:?} has no --by {by:?}; it has {allowed:?}", flags.method);
+    let columns = allowed.iter().map(name).collect::<Vec<_>>().join(", ");
+    ensure!(allowed.contains(&by), "--method {} takes no --by {}, but {columns}", name(&flags.method), name(&by));
     Ok(by)
+}
+
+/// What a value is called on the command line.
+fn name(value: &impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 /// The sites asked for; by heads, those that have some.
@@ -75,7 +92,7 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
             Direction::CleanIntoCorrupted => partial::Direction::CleanIntoCorrupted,
             Direction::CorruptedIntoClean => partial::Direction::CorruptedIntoClean,
         })
-        .memory_budget(flags.memory << 20)
+        .memory_budget(flags.memory.unwrap_or(MEMORY) << 20)
         .on_progress(|PatchProgress { done, total, .. }| {
             bar.set_length(total as u64);
             bar.set_position(done as u64);
@@ -98,10 +115,6 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
 
 fn attribution(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
     refuse_positions(flags)?;
-    ensure!(
-        flags.direction == Direction::CleanIntoCorrupted,
-        "--method attribution estimates what the clean run's values do in the corrupted one; swap the texts for the other way"
-    );
     let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
     let mut sites: Vec<Site> = Vec::new();
     for pattern in patterns(flags, by) {
@@ -136,18 +149,17 @@ fn input(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
     refuse_sites(flags)?;
     refuse_positions(flags)?;
     by(flags, By::Positions, &[By::Positions])?;
-    let mut attribution = InputAttribution::new(&opened.model, metric)?;
-    if flags.method == Method::Gradient {
-        return Ok(attribution.gradient_times_input(pair.clean.as_slice())?);
-    }
-    if let Some(corrupted) = &pair.corrupted {
-        attribution = attribution.baseline(corrupted.as_slice())?;
-    }
-    Ok(attribution.integrated_gradients(pair.clean.as_slice())?)
+    let attribution = InputAttribution::new(&opened.model, metric)?;
+    let clean = pair.clean.as_slice();
+    Ok(match flags.method {
+        Method::Gradient => attribution.gradient_times_input(clean)?,
+        // From the corrupted text only the tokens in which it differs could answer for anything.
+        _ => attribution.integrated_gradients(clean)?,
+    })
 }
 
 fn refuse_sites(flags: &Flags) -> Result<()> {
-    ensure!(flags.sites.is_empty(), "--sites are for --method patch and attribution; {:?} has its own", flags.method);
+    ensure!(flags.sites.is_empty(), "--sites are for --method patch and attribution; {} has its own", name(&flags.method));
     Ok(())
 }
 
@@ -159,12 +171,8 @@ fn refuse_positions(flags: &Flags) -> Result<()> {
 /// The metric, and its name with the tokens in it.
 fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
     let asked = &flags.question;
-    let token = |flag: &str, given: &Option<String>, ids: &[i64]| match given {
-        Some(text) => opened.one_token(flag, text),
-        None => likeliest(opened, ids),
-    };
     let needs_answer = asked.metric != MetricName::Kl;
-    if !needs_answer || asked.metric != MetricName::LogitDifference {
+    if asked.metric != MetricName::LogitDifference {
         ensure!(asked.wrong.is_none(), "--wrong is for --metric logit-difference");
     }
     ensure!(needs_answer || asked.answer.is_none(), "--answer is for metrics of one token; kl is of all");
@@ -173,19 +181,23 @@ fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
         let metric = Metric::kl(&reference);
         return Ok(Question { name: metric.to_string(), metric });
     }
-    let answer = token("--answer", &asked.answer, &pair.clean)?;
+    let answer = match &asked.answer {
+        Some(text) => opened.one_token("--answer", text)?,
+        None => likeliest(opened, &pair.clean, None)?,
+    };
     let shown = |id: i64| -> Result<String> { Ok(format!("“{}”", opened.token_text(id)?)) };
     let metric = match asked.metric {
         MetricName::LogitDifference => {
             let wrong = match (&asked.wrong, &pair.corrupted) {
+                (Some(text), _) => opened.one_token("--wrong", text)?,
+                (None, Some(corrupted)) => likeliest(opened, corrupted, Some(answer))?,
                 (None, None) => {
-                    bail!("--metric logit-difference needs --wrong TOKEN, or a corrupted text to take it from")
+                    bail!("--metric logit-difference needs --wrong TOKEN, or a --corrupted text to take it from")
                 }
-                (given, corrupted) => token("--wrong", given, corrupted.as_deref().unwrap_or_default())?,
             };
             ensure!(
                 wrong != answer,
-                "answer and wrong token are both {}; choose them with --answer and --wrong",
+                "answer and wrong token are both {}; name two with --answer and --wrong",
                 shown(answer)?
             );
             let metric = Metric::logit_difference([answer], [wrong]);
@@ -207,6 +219,9 @@ fn last_logits(opened: &Opened, ids: &[i64]) -> Result<Tensor> {
     Ok(logits.get("logits")?.f_select(1, -1)?)
 }
 
-fn likeliest(opened: &Opened, ids: &[i64]) -> Result<i64> {
-    Ok(last_logits(opened, ids)?.f_argmax(-1, false)?.f_int64_value(&[0])?)
+/// The token that is likeliest to come next, other than one.
+fn likeliest(opened: &Opened, ids: &[i64], other_than: Option<i64>) -> Result<i64> {
+    let (_, best) = last_logits(opened, ids)?.f_topk(2, -1, true, true)?;
+    let best = Vec::<i64>::try_from(&best.f_view([-1])?.f_to_device(Device::Cpu)?)?;
+    Ok(best.into_iter().find(|id| Some(*id) != other_than).unwrap_or_default())
 }

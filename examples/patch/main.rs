@@ -29,6 +29,9 @@ use transformer_utils::{
     lowmem::{Dtype, DtypeChoice},
 };
 
+/// The flags that say what effects to measure.
+const MEASURING: [&str; 8] = ["answer", "wrong", "metric", "method", "sites", "by", "direction", "memory"];
+
 /// Find the places that make a model say one thing and not another.
 ///
 /// A clean text makes the model do what is studied, a corrupted one of as many tokens does not. Values of one run are put into the
@@ -63,24 +66,24 @@ struct Flags {
     by: Option<By>,
 
     /// Patch only these positions, B excluded.
-    #[arg(long, value_name = "A..B")]
+    #[arg(long, value_name = "A..B", conflicts_with_all = ["attention", "redraw"])]
     positions: Option<Positions>,
 
     /// Which run is given values of the other: the corrupted (what suffices) or the clean one (what is needed).
     #[arg(long, value_enum, value_name = "DIRECTION", default_value_t = Direction::CleanIntoCorrupted)]
     direction: Direction,
 
-    /// Memory for patching, in MiB.
-    #[arg(long, value_name = "MIB", default_value_t = 1024)]
-    memory: u64,
+    /// Memory for patching, in MiB [default: 1024].
+    #[arg(long, value_name = "MIB")]
+    memory: Option<u64>,
 
     /// Instead of effects, show where heads look in the clean text: 5.1 is head 1 of layer 5, 5 all heads of the layer, * all heads;
     /// separated by commas.
-    #[arg(long, value_name = "LAYER.HEAD", value_delimiter = ',')]
+    #[arg(long, value_name = "LAYER.HEAD", value_delimiter = ',', conflicts_with_all = MEASURING)]
     attention: Vec<String>,
 
     /// On the terminal, colour the tokens of the text rather than the cells of a heatmap, once for each site.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "attention")]
     text: bool,
 
     /// Where to write: .png, .svg, .html, .json or .csv; repeatable. Further pages go beside it under numbered names.
@@ -88,11 +91,15 @@ struct Flags {
     out: Vec<PathBuf>,
 
     /// Redraw effects from a .json; no model is run.
-    #[arg(long, value_name = "GRID.json", conflicts_with_all = ["clean", "corrupted", "attention", "model"])]
+    #[arg(
+        long,
+        value_name = "GRID.json",
+        conflicts_with_all = MEASURING.into_iter().chain(["clean", "corrupted", "attention", "model"])
+    )]
     redraw: Option<PathBuf>,
 
     /// Put the input on top.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "attention")]
     top_down: bool,
 
     /// Light on dark pictures.
@@ -130,7 +137,7 @@ struct QuestionFlags {
     #[arg(long, value_name = "TOKEN")]
     answer: Option<String>,
 
-    /// The token that should not [default: the one the model finds likeliest after the corrupted text].
+    /// The token that should not [default: the one the model finds likeliest after the corrupted text, other than the answer].
     #[arg(long, value_name = "TOKEN")]
     wrong: Option<String>,
 
@@ -182,13 +189,12 @@ fn run(flags: Flags) -> Result<()> {
         let grid = Grid::from_json(&json).with_context(|| path.display().to_string())?;
         return draw_grid(&flags, &grid, &outputs);
     }
-    ensure!(flags.memory > 0, "--memory 0: some memory is needed");
+    ensure!(flags.memory != Some(0), "--memory 0: some memory is needed");
     let opened = opened(&flags.model)?;
     let pair = Texts::read(&flags.input, &opened)?;
     if flags.attention.is_empty() {
         return draw_grid(&flags, &effects::measure(&flags, &opened, &pair)?, &outputs);
     }
-    ensure!(!flags.text, "--text colours effects; --attention shows none");
     let heads = chosen_heads(&flags.attention, &opened)?;
     let mut attention = Attention::of(&opened.model, pair.clean.as_slice(), &heads)?;
     attention.model.clone_from(&opened.name);

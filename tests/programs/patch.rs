@@ -104,7 +104,7 @@ fn every_format_is_written_and_effects_are_redrawn() {
 
     let patterns = ["b.png", "b.html", "b.json", "b.csv"].map(|name| path(folder.path(), name));
     let outs: Vec<&str> = patterns.iter().flat_map(|file| ["--out", file.as_str()]).collect();
-    let shown = succeed("patch", &flags(&name, &[&["--attention", "1,0.1"], &outs[..]].concat()));
+    let shown = succeed("patch", &[&["--model", &name, "--clean", CLEAN, "--attention", "1,0.1"], &outs[..]].concat());
     assert!(shown.contains("h.1 head 0: attention") && shown.contains("h.0 head 1: attention"), "{shown}");
     let attention = Attention::from_json(&std::fs::read_to_string(&patterns[2]).unwrap()).unwrap();
     assert_eq!(attention.heads.last().map(|head| (head.layer, head.head)), Some((0, 1)));
@@ -156,20 +156,24 @@ fn what_does_not_fit_is_refused() {
         (&["--method", "gradient", "--by", "heads"], "--by"),
         (&["--method", "direct", "--metric", "probability", "--wrong", "8"], "--wrong"),
         (&["--positions", "5..9"], "0..6"),
-        (&["--attention", "9"], "layers 0..3"),
-        (&["--attention", "0.99"], "head 99"),
-        (&["--attention", "x"], "LAYER.HEAD"),
+        (&["--attention", "1"], "cannot be used with"),
         (&["--memory", "0"], "--memory"),
+        (&["--method", "direct", "--memory", "64"], "--memory"),
+        (&["--method", "gradient", "--direction", "corrupted-into-clean"], "--direction"),
         (&["--by", "heads", "--text"], "heads"),
         (&["--out", "effects.gif"], ".png"),
     ] {
         let error = refuse("patch", &flags(&name, more));
         assert!(error.contains(says), "{more:?}: {error}");
     }
+    for (heads, says) in [("9", "layers 0..3"), ("0.99", "head 99"), ("x", "LAYER.HEAD"), ("1 --text", "LAYER.HEAD")] {
+        let error = refuse("patch", &["--model", &name, "--clean", CLEAN, "--attention", heads]);
+        assert!(error.contains(says), "{heads}: {error}");
+    }
     let error = refuse("patch", &["--model", &name]);
     assert!(error.contains("--clean"), "{error}");
     let error = refuse("patch", &["--model", &name, "--clean", CLEAN, "--answer", "1", "--wrong", "2"]);
     assert!(error.contains("--corrupted"), "{error}");
-    let error = refuse("patch", &["--clean", "Emma was", "--corrupted", "Jane was", "--answer", " very happy"]);
+    let error = refuse("patch", &["--answer", " very happy"]);
     assert!(error.contains("--answer") && error.contains("expected one"), "{error}");
 }

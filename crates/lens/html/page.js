@@ -203,7 +203,8 @@
     if (cell) {
       const box = byId("scroll").getBoundingClientRect();
       const area = cell.getBoundingClientRect();
-      const edge = { left: 110, top: 56, right: 12, bottom: 56 };
+      const grid = byId("grid");
+      const edge = { left: 110, top: grid.tHead.offsetHeight + 8, right: 12, bottom: grid.tFoot.offsetHeight + 8 };
       const scroll = byId("scroll");
       if (area.left < box.left + edge.left) scroll.scrollLeft -= box.left + edge.left - area.left;
       if (area.right > box.right - edge.right) scroll.scrollLeft += area.right - box.right + edge.right;

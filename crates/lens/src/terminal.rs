@@ -209,8 +209,13 @@ impl Painter<'_> {
             edges.reverse();
         }
         for edge in edges {
+            let texts = || edge.texts.iter().take(columns.end).skip(columns.start);
+            // The other input, where it is the same.
+            if !columns.is_empty() && texts().all(String::is_empty) {
+                continue;
+            }
             self.start_line(text, edge.name);
-            for shown in edge.texts.iter().take(columns.end).skip(columns.start) {
+            for shown in texts() {
                 let shown = fit(shown, self.token_width);
                 self.edge(text, &if edge.number { shown } else { self.bold(&shown) });
             }
