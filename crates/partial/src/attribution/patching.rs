@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use super::gradients::{at_metric, gradients, leaf, mean, metric_of, numbers, refuse_streamed, torch};
 use crate::{
     Columns, Correlation, Effects, Error, Metric, Patching, Result, Run,
-    edit::Place,
+    apply::Place,
     patch::places::{check_inputs, check_site},
 };
 

@@ -5,7 +5,7 @@ use std::{fmt, ops::Range};
 use models::{AsSite, Axis, Input, Model, Point, Site, SiteRef, Stage};
 use tch::{Kind, Tensor};
 
-use crate::{Error, Result, edit::Place};
+use crate::{Error, Result, apply::Place};
 
 /// One change to a run: what the other run has at a place, or at several places at once, is put in.
 #[derive(Clone, Debug, PartialEq, Eq)]

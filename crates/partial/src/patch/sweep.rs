@@ -11,7 +11,7 @@ use super::{
     places::{Begin, Resolved, Resolver, Spot},
     plan::{Batch, batches},
 };
-use crate::{Error, Metric, Result, edit::narrow, run::unwrap_own};
+use crate::{Error, Metric, Result, apply::narrow, run::unwrap_own};
 
 /// What a sweep found.
 pub(super) struct Found {
