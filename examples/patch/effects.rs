@@ -4,7 +4,7 @@ use anyhow::{Result, bail, ensure};
 use clap::ValueEnum;
 use transformer_utils::{
     lens::{Columns, Grid, Shading},
-    models::{Input, Site},
+    models::Input,
     partial::{
         self, AttributionPatching, DirectLogitAttribution, Effects, InputAttribution, Metric, PatchProgress, Patching,
         partial_forward,
@@ -31,6 +31,10 @@ struct Question {
 
 /// Measures the effects and puts the texts beside them.
 pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
+    ensure!(
+        !flags.beside_patching || flags.method == Method::Attribution,
+        "--beside-patching is for --method attribution"
+    );
     if flags.method != Method::Patch {
         ensure!(flags.memory.is_none(), "--memory is for --method patch");
         ensure!(flags.direction == Direction::CleanIntoCorrupted, "--direction is for --method patch; swap the texts");
@@ -116,16 +120,27 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
 fn attribution(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
     refuse_positions(flags)?;
     let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
-    let mut sites: Vec<Site> = Vec::new();
+    let mut patching = AttributionPatching::new(&opened.model, pair.clean.as_slice(), pair.need_corrupted()?)?;
     for pattern in patterns(flags, by) {
-        sites.extend(opened.model.sites().matching(pattern.as_str())?);
+        patching = patching.sites(pattern.as_str())?;
     }
-    let patching = AttributionPatching::new(&opened.model, &sites, metric)?.by(match by {
-        By::Positions => partial::By::Positions,
-        By::Heads => partial::By::Heads,
-        By::Site | By::Neurons => partial::By::Site,
-    })?;
-    Ok(patching.run(pair.clean.as_slice(), pair.need_corrupted()?)?)
+    patching = match by {
+        By::Positions => patching.each_position(),
+        By::Heads => patching.each_head(),
+        By::Site | By::Neurons => patching,
+    };
+    if !flags.beside_patching {
+        return Ok(patching.run(metric)?);
+    }
+    let both = patching.beside_patching(metric)?;
+    let agreement = match both.correlation {
+        Some(found) => {
+            format!("Pearson {:.3}, Spearman {:.3} over {} places", found.pearson, found.spearman, found.pairs)
+        }
+        None => "there are too few numbers, or all are equal".into(),
+    };
+    eprintln!("estimates beside what patching does: {agreement}");
+    Ok(both.estimated)
 }
 
 fn direct(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {

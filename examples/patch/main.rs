@@ -30,7 +30,8 @@ use transformer_utils::{
 };
 
 /// The flags that say what effects to measure.
-const MEASURING: [&str; 8] = ["answer", "wrong", "metric", "method", "sites", "by", "direction", "memory"];
+const MEASURING: [&str; 9] =
+    ["answer", "wrong", "metric", "method", "sites", "by", "direction", "memory", "beside_patching"];
 
 /// Find the places that make a model say one thing and not another.
 ///
@@ -76,6 +77,10 @@ struct Flags {
     /// Memory for patching, in MiB [default: 1024].
     #[arg(long, value_name = "MIB")]
     memory: Option<u64>,
+
+    /// With --method attribution, also patch, and say how far the estimates agree with what that does.
+    #[arg(long)]
+    beside_patching: bool,
 
     /// Instead of effects, show where heads look in the clean text: 5.1 is head 1 of layer 5, 5 all heads of the layer, * all heads;
     /// separated by commas.
