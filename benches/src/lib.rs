@@ -70,7 +70,7 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', value_name = "N,..", default_values_t = [1, 45, 512, 1024],
         value_parser = clap::value_parser!(u64).range(1..=1024))]
     lengths: Vec<u64>,
-    /// A Python with transformers, nnsight, transformer-utils and tuned-lens, to measure them in turns with this workspace
+    /// A Python with transformers, nnsight, transformer-utils, transformer-lens and tuned-lens, to measure them in turns with this workspace
     #[arg(long, value_name = "PYTHON")]
     peers: Option<PathBuf>,
     /// Build candle's program in benches/candle and measure it in turns, too
@@ -110,6 +110,8 @@ pub enum Section {
     Generate,
     /// Three activations, stopping at the deepest; observers and captures
     Partial,
+    /// Activation patching of every position and every head, beside TransformerLens
+    Patch,
     /// Runs to an eighth, a quarter, a half and all of the blocks, beside those shares of a whole forward
     Depth,
     /// The lens: time, memory, and from start to picture; the tuned lens

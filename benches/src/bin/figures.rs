@@ -48,7 +48,7 @@ By themselves, each with --help:
 
 Peers: a Python for --peers comes from
   python3 -m venv peers
-  peers/bin/pip install torch==2.13.0 transformers==5.23.0 nnsight tuned-lens matplotlib seaborn colorcet scipy safetensors
+  peers/bin/pip install torch==2.13.0 transformers==5.23.0 nnsight transformer-lens==4.3.0 tuned-lens matplotlib seaborn colorcet scipy safetensors
   peers/bin/pip install --no-deps transformer-utils==0.1.1";
 
 fn main() -> ExitCode {

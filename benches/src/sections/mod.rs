@@ -9,6 +9,7 @@ mod lens;
 mod llama;
 mod load;
 mod partial;
+mod patch;
 mod same;
 mod start;
 mod stream;
@@ -31,6 +32,7 @@ pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
         Section::Depth => depth::run(bench),
         Section::Start => start::run(bench),
         Section::Partial => partial::run(bench),
+        Section::Patch => patch::run(bench),
         Section::Lens => lens::run(bench),
         Section::Llama => llama::run(bench),
         Section::Experts => experts::run(bench),

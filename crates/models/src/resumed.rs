@@ -71,7 +71,7 @@ impl Input {
     pub fn same_padding(&self, other: &Self) -> Result<bool> {
         let masks = alike(self.attended(Site::INPUT)?.as_ref(), other.attended(Site::INPUT)?.as_ref());
         let positions = alike(self.position_ids.as_ref(), other.position_ids.as_ref());
-        Ok(masks.and_then(|masks| Ok(masks && positions?)).map_err(Error::torch("the input"))?)
+        masks.and_then(|masks| Ok(masks && positions?)).map_err(Error::torch("the input"))
     }
 
     /// The first position at which two inputs differ in any row; `None` where they are the same. Inputs that cannot be compared

@@ -5,12 +5,12 @@ use transformer_utils::partial::{Metric, Patched, Patching};
 use super::{Bench, Figure, Input, Result, peak_private, timed, turns};
 
 impl Bench {
-    /// The stream before every block at every position, and every head: two texts that differ from their second token on.
+    /// The stream before every block at every position, and every head: two texts that differ from their sixth token on.
     pub(super) fn patch(&self) -> Result<Vec<Figure>> {
         let clean = self.ids(self.tokens);
         let mut corrupted = clean.clone();
-        if let Some(second) = corrupted.get_mut(1) {
-            *second = 77 % self.model.architecture().vocabulary;
+        if let Some(sixth) = corrupted.get_mut(5) {
+            *sixth = 77 % self.model.architecture().vocabulary;
         }
         let (clean, corrupted) = (Input::from_rows(&[clean])?, Input::from_rows(&[corrupted])?);
         let metric = Metric::logit_difference([100 % self.model.architecture().vocabulary], [0]);

@@ -9,7 +9,14 @@ use crate::{Error, Result};
 const IN_VAIN: i64 = 64;
 
 /// Positions of all rows of a batch, from which on more of them only take more memory.
-const ENOUGH: i64 = 4096;
+const ENOUGH: u64 = 4096;
+
+/// Patches that change the same sites from the same start, each with the first position that it computes.
+struct Group<'a> {
+    begin: Begin,
+    sites: &'a [Site],
+    members: Vec<(i64, usize)>,
+}
 
 /// Patches that start together.
 #[derive(Clone, Debug, PartialEq)]
@@ -24,30 +31,35 @@ pub(super) struct Batch {
 }
 
 /// Batches of all patches that change something, in the order of their starts. `latest` is the last position that a run may begin
-/// at, `left` how many bytes a batch may take.
-pub(super) fn batches(patches: &[&Resolved], costs: &Costs, latest: i64, left: u64) -> Result<Vec<Batch>, Error> {
-    // Patches of one batch change the same sites: whether a site is changed can decide how its block is computed.
-    let mut groups: Vec<(Begin, &[Site], Vec<(i64, usize)>)> = Vec::new();
+/// at; of `budget` bytes, `held` are taken.
+pub(super) fn batches(
+    patches: &[&Resolved],
+    costs: &Costs,
+    latest: i64,
+    (held, budget): (u64, u64),
+) -> Result<Vec<Batch>> {
+    // Whether a site is changed can decide how its block is computed.
+    let mut groups: Vec<Group> = Vec::new();
     for (index, patch) in patches.iter().enumerate() {
         let Some(first) = patch.first else { continue };
         let member = (first.min(latest), index);
-        match groups.iter_mut().find(|(begin, sites, _)| *begin == patch.begin && *sites == patch.sites) {
-            Some((_, _, members)) => members.push(member),
-            None => groups.push((patch.begin, &patch.sites, vec![member])),
+        match groups.iter_mut().find(|group| group.begin == patch.begin && group.sites == patch.sites) {
+            Some(group) => group.members.push(member),
+            None => groups.push(Group { begin: patch.begin, sites: &patch.sites, members: vec![member] }),
         }
     }
     let mut batches = Vec::new();
-    for (begin, sites, mut members) in groups {
+    for Group { begin, sites, mut members } in groups {
         members.sort_unstable();
         let mut rest = members.into_iter().peekable();
         while let Some((first, index)) = rest.next() {
             let row = costs.run(first, sites);
-            let fitting = left / row.max(1);
+            let fitting = budget.saturating_sub(held) / row.max(1);
             if fitting == 0 {
-                return Err(Error::MemoryBudget { needed: row, budget: left });
+                return Err(Error::MemoryBudget { needed: held + row, budget });
             }
-            let tokens = ((costs.length - first) * costs.pairs).max(1);
-            let most = (fitting as i64).min(ENOUGH / tokens).max(1) as usize;
+            let positions = ((costs.length - first) * costs.pairs).max(1) as u64;
+            let most = fitting.min(ENOUGH / positions).max(1) as usize;
             let mut batch = Batch { begin, sites: sites.to_vec(), first, members: vec![index] };
             let mut in_vain = 0;
             while let Some((_, index)) = rest.next_if(|(next, _)| {

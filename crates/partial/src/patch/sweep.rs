@@ -39,12 +39,13 @@ pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -
     let after_others = patches.iter().any(|patch| patch.first.is_some_and(|first| first.min(latest) > 0));
     let held = sites.iter().chain(&starts).map(|&site| costs.kept(site)).sum::<u64>()
         + if after_others { costs.cache() } else { 0 };
-    // The two runs of the inputs hold as much as a patched run from the first position on.
-    let needed = held + costs.run(0, &sites);
+    // The two runs of the inputs take what a patched run of all positions does.
+    let whole = sites.iter().map(|&site| costs.run(0, &[site])).max().unwrap_or(costs.run(0, &[]));
+    let needed = held + whole;
     if needed > patching.budget {
         return Err(Error::MemoryBudget { needed, budget: patching.budget });
     }
-    let batches = batches(patches, &costs, latest, patching.budget - held)?;
+    let batches = batches(patches, &costs, latest, (held, patching.budget))?;
     let largest = batches.iter().map(|batch| batch.members.len() as u64 * costs.run(batch.first, &batch.sites)).max();
     let mut report = PatchReport {
         patches: patches.len(),
@@ -136,10 +137,13 @@ impl<'a> Reader<'a> {
             whole: cache.is_some(),
             values: Values::new(),
         };
+        // Logits of all positions are not needed, but where they are narrowed before what is read.
+        let at = if self.hidden == Site::PROJECTED { LogitsAt::All } else { LogitsAt::Last };
+        let input = input.clone().logits_at(at);
         match cache {
-            // A cache keeps what a run that reaches the logits added; nobody reads these.
-            Some(cache) => self.model.forward_cached(&input.clone().logits_at(LogitsAt::Last), cache, &mut watch),
-            None => self.model.forward(&input.clone().logits_at(LogitsAt::All), &mut watch),
+            // A cache keeps what a run that reaches the logits added.
+            Some(cache) => self.model.forward_cached(&input, cache, &mut watch),
+            None => self.model.forward(&input, &mut watch),
         }
         .map_err(unwrap_own)?;
         let values = watch.values;
