@@ -215,7 +215,8 @@ fn a_mean_over_some_positions_counts_their_tokens_and_needs_one() {
     let found = output.get("h.1").unwrap();
     assert!(found.narrow(1, 1, 2).allclose(&expected.expand([2, 2, 12], false), 1e-5, 1e-6, false));
     assert!(found.narrow(1, 3, 2).equal(&clean.narrow(1, 3, 2)));
-    let error = run(3..5).run(padded(true).0).unwrap_err();
+    let short = Tensor::from_slice(&[1_i64, 1, 1, 0, 0, 1, 1, 0, 0, 0]).view([2, 5]);
+    let error = run(3..5).run(padded(true).0.attention_mask(short)).unwrap_err();
     assert!(matches!(&error, Error::OutOfRange { what: "positions", size: 3, .. }), "{error}");
     let holes = Tensor::from_slice(&[1_i64, 0, 0, 1, 0, 1, 0, 0, 1, 0]).view([2, 5]);
     let error = run(1..3).run(padded(true).0.attention_mask(holes)).unwrap_err();

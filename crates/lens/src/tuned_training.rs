@@ -123,7 +123,7 @@ impl TunedLens {
         options: &TunedLensTraining,
         mut on_step: impl FnMut(TrainedStep) -> ControlFlow<()>,
     ) -> Result<()> {
-        let TunedLensTraining { steps, batch, context, tokens_at_once, .. } = *options;
+        let TunedLensTraining { batch, context, tokens_at_once, .. } = *options;
         if batch == 0 || context == 0 || tokens_at_once == 0 {
             return refuse("batch, context and tokens_at_once must be at least 1".into());
         }
@@ -132,18 +132,12 @@ impl TunedLens {
         };
         let teacher = Teacher::new(self, model)?;
         let leaves = self.trainable()?;
-        let trained = self.fit(
-            &teacher,
-            &leaves,
-            options,
-            |step| {
-                let random = Random::new(options.seed);
-                let start = |row: u64| (random.bits(step * batch as u64 + row) % places as u64) as usize;
-                (0..batch as u64).filter_map(|row| tokens.get(start(row)..)?.get(..context)).collect()
-            },
-            steps,
-            &mut on_step,
-        );
+        let random = Random::new(options.seed);
+        let sequences = |step: u64| {
+            let start = |row: u64| (random.bits(step * batch as u64 + row) % places as u64) as usize;
+            (0..batch as u64).filter_map(|row| tokens.get(start(row)..)?.get(..context)).collect()
+        };
+        let trained = self.fit(&teacher, &leaves, options, sequences, &mut on_step);
         for leaf in leaves.iter().flatten() {
             let _ = leaf.f_set_requires_grad(false).map_err(torch)?;
         }
@@ -156,9 +150,9 @@ impl TunedLens {
         leaves: &[Vec<Tensor>],
         options: &TunedLensTraining,
         sequences: impl Fn(u64) -> Vec<&'t [i64]>,
-        steps: u64,
         on_step: &mut impl FnMut(TrainedStep) -> ControlFlow<()>,
     ) -> Result<()> {
+        let steps = options.steps;
         let adamw = AdamWOptions::default().learning_rate(options.learning_rate).weight_decay(options.weight_decay);
         let named = |layer: usize, leaves: &[Tensor]| {
             let leaves =

@@ -29,9 +29,11 @@ pub struct GenerateOptions {
     pub stop_when: Option<StopWhen>,
 }
 
+type Condition = dyn Fn(&[i64]) -> bool + Send + Sync;
+
 /// A condition of one's own that ends a row: see [`GenerateOptions::stop_when`].
 #[derive(Clone)]
-pub struct StopWhen(Arc<dyn Fn(&[i64]) -> bool + Send + Sync>);
+pub struct StopWhen(Arc<Condition>);
 
 impl StopWhen {
     /// Whether a row with these new tokens is to end.
