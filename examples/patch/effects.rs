@@ -159,7 +159,11 @@ fn input(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
 }
 
 fn refuse_sites(flags: &Flags) -> Result<()> {
-    ensure!(flags.sites.is_empty(), "--sites are for --method patch and attribution; {} has its own", name(&flags.method));
+    ensure!(
+        flags.sites.is_empty(),
+        "--sites are for --method patch and attribution; {} has its own",
+        name(&flags.method)
+    );
     Ok(())
 }
 
