@@ -179,7 +179,7 @@ fn effects(blocks: usize, texts: &[String], heads: Option<usize>) -> Grid {
         let depth = row as f64 / blocks.max(2) as f64;
         let noise = 0.2 * ((row * 31 + column * 17) as f64 * 12.9898).sin();
         match heads {
-            Some(_) if (row * 7 + column) % 97 == 0 => 3.0 * depth - 1.0,
+            Some(_) if (row * 7 + column).is_multiple_of(97) => 3.0 * depth - 1.0,
             Some(_) => noise * depth,
             None if column < 4 => f64::NAN,
             None if column == 4 => 4.0 * (1.0 - depth) + noise,

@@ -19,8 +19,7 @@ pub const ATTENTION_SCHEMA: u32 = 1;
 
 /// Where chosen heads look from each token of an input: plain data.
 ///
-/// [`picture::attention_png`](crate::picture::attention_png) draws all heads side by side,
-/// [`html::attention`](crate::html::attention) makes a page in which a token shows where it looks, and
+/// `picture::attention_png` draws all heads side by side, `html::attention` makes a page in which a token shows where it looks, and
 /// [`grid`](Self::grid) gives one head to every renderer.
 ///
 /// ```

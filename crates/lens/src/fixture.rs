@@ -92,7 +92,11 @@ pub(crate) fn attention(tokens: usize, heads: usize) -> Attention {
         model: "tiny".into(),
         tokens: (0..tokens).map(|at| Token { id: at as i64, text: format!("t{at}") }).collect(),
         heads: (0..heads)
-            .map(|head| HeadPattern { layer: 0, head, pattern: pattern(if head % 2 == 0 { 0.5 } else { 0.6 }) })
+            .map(|head| HeadPattern {
+                layer: 0,
+                head,
+                pattern: pattern(if head.is_multiple_of(2) { 0.5 } else { 0.6 }),
+            })
             .collect(),
     }
 }
