@@ -53,7 +53,8 @@ fn every_disagreement_is_named() {
         change(&mut json);
         Grid::from_json(&json.to_string()).unwrap_err().to_string()
     };
-    let cases: [(fn(&mut serde_json::Value), &str); 6] = [
+    type Change = fn(&mut serde_json::Value);
+    let cases: [(Change, &str); 6] = [
         (|json| json["schema"] = 2.into(), "schema 2"),
         (|json| json["rows"][1]["values"] = serde_json::json!([1]), "1 values of the row `h.0`, expected 3"),
         (|json| json["columns"] = serde_json::json!({"positions": [0, 1, 9]}), "position 9"),
