@@ -109,7 +109,5 @@ pub mod prelude {
     pub use lens::{Lens, LensOptions, Measure};
     pub use lowmem::{Checkpoint, LoadOptions, Residency, cuda_if_available};
     pub use models::{Config, GenerateOptions, Input, KvCache, Model, Observer, Point, Site};
-    pub use partial::{
-        Activations, Edit, Generation, Metric, Patch, Patching, Run, TakeActivations, partial_forward,
-    };
+    pub use partial::{Activations, Edit, Generation, Metric, Patch, Patching, Run, TakeActivations, partial_forward};
 }
