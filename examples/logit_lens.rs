@@ -72,6 +72,10 @@ struct Flags {
     #[arg(long)]
     contributions: bool,
 
+    /// Also show what each head adds to the stream, decoded by itself.
+    #[arg(long)]
+    heads: bool,
+
     /// What decodes a row: blocks or halves of blocks (h.47, h.47.mlp), then final_layernorm,lm_head.
     #[arg(long, value_name = "NAMES", value_delimiter = ',', default_values = DEFAULT_DECODER)]
     decoder: Vec<String>,
@@ -230,7 +234,8 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
                 .input(!flags.no_input)
                 .force_output(!flags.no_force_output)
                 .subblocks(flags.subblocks)
-                .contributions(flags.contributions),
+                .contributions(flags.contributions)
+                .heads(flags.heads),
         )
         .decoder(flags.decoder.clone())
         .top_k(flags.top_k.unwrap_or(if interactive { 8.min(vocabulary as usize) } else { 0 }))

@@ -1,9 +1,10 @@
 //! The lens against its definitions, computed in f64 by the golden generator.
 
 use transformer_utils::{
-    lens::{Lens, LensOptions, Measure, Prompt, RowOptions, Table, TunedLens, TunedLensConfig},
+    lens::{Error, Lens, LensOptions, Measure, Prompt, RowOptions, Table, TunedLens, TunedLensConfig},
     lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
-    models::{Input, Model, NoObserver, Residual},
+    models::{Factor, Input, Model, NoObserver, Residual},
+    partial::Run,
     tch::{Device, Kind, Tensor},
 };
 
@@ -328,6 +329,45 @@ fn the_last_row_is_the_models_own_output_in_every_dtype() {
                 assert!(best - found <= spacing * best.abs().max(1.0), "{} {dtype}: {found} {best}", case.name);
                 let own = last.values[&Measure::Logits][column];
                 assert!((own - best).abs() <= spacing * best.abs().max(1.0), "{} {dtype}: {own} {best}", case.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_each_head_adds_is_decoded_by_itself() {
+    for case in cases().into_iter().filter(|case| case.is_original() && !case.json["single"].is_null()) {
+        let model = model(&case, Residency::Auto);
+        let vocabulary = model.architecture().vocabulary as usize;
+        let rows = RowOptions::default().heads(true).contributions(true);
+        let options = LensOptions::default().measures([Measure::Logits]).rows(rows).top_k(vocabulary);
+        let lens = match Lens::new(&model, options) {
+            Ok(lens) => lens,
+            Err(Error::HeadsBehindNorm { block: 0 }) => {
+                let layer = &model.architecture().layers[0].attention_norms;
+                assert!(layer.after.is_some() || layer.stream.is_some(), "{}", case.name);
+                continue;
+            }
+            Err(error) => panic!("{}: {error}", case.name),
+        };
+        let ids = case.ids("single").remove(0);
+        let table = lens.table("test", &ids, |id| id.to_string()).unwrap();
+        let heads = Run::new(&model, &["h.1.attn.result"]).unwrap().run(&case.input("single")).unwrap();
+        let heads = heads.get("h.1.attn.result").unwrap();
+        let names: Vec<String> = (0..heads.size()[2]).map(|head| format!("h.1.attn.{head}.added")).collect();
+        let first = table.rows.iter().position(|row| row.name == names[0]).unwrap();
+        assert!(table.rows[first..].iter().take(names.len()).map(|row| &row.name).eq(&names), "{}", case.name);
+        assert_eq!(table.rows[first + names.len()].name, "h.1.attn.added");
+        let (tail, unembedding) = (model.tail().unwrap(), model.unembedding().unwrap());
+        for (head, row) in table.rows[first..].iter().take(names.len()).enumerate() {
+            let stream = heads.get(0).select(1, head as i64);
+            let normed = tail.apply(&stream, Kind::Float).unwrap();
+            let logits = unembedding.logits(&Factor::new(&normed).unwrap()).unwrap();
+            let expected = logits.softmax(-1, Kind::Double);
+            for (position, cell) in row.top_k.as_ref().unwrap().iter().enumerate() {
+                let apart =
+                    cell.iter().map(|token| (token.prob - expected.double_value(&[position as i64, token.id])).abs());
+                assert!(apart.fold(0.0, f64::max) < 2e-5, "{} {} {position}", case.name, row.name);
             }
         }
     }

@@ -59,6 +59,15 @@ pub enum Error {
         /// The first such block.
         block: usize,
     },
+    /// Heads whose part in what is added to the stream cannot be told by itself.
+    #[error(
+        "block {block} norms what attention says, all heads together, before or after it is added to the stream; look at whole \
+         contributions, or share logits out among heads by direct logit attribution"
+    )]
+    HeadsBehindNorm {
+        /// The first such block.
+        block: usize,
+    },
     /// Every row was skipped or is part of the decoder.
     #[error("no row is left to decode; show the input, or take blocks out of the decoder")]
     NoRows,

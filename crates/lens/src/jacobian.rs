@@ -1,6 +1,9 @@
 //! The Jacobian lens: for each block a linear map in front of the logit lens, the mean Jacobian of the last stream.
 
-use std::{collections::BTreeMap, collections::HashMap, fmt};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+};
 
 use models::{Factor, Model, Point, Site};
 use serde_json::{Map, Value, json};

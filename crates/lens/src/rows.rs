@@ -22,11 +22,14 @@ pub struct RowOptions {
     pub subblocks: bool,
     /// Whether what attention and MLP add to the stream are rows too (`h.i.attn.added`, `h.i.mlp.added`).
     pub contributions: bool,
+    /// Whether what each head adds to the stream is a row (`h.i.attn.0.added`), without the bias of the output projection, which is
+    /// added once for all heads. Not in families with a norm between attention and the stream, which heads cannot pass one by one.
+    pub heads: bool,
 }
 
 impl Default for RowOptions {
     fn default() -> Self {
-        Self { block_step: 1, input: true, force_output: true, subblocks: false, contributions: false }
+        Self { block_step: 1, input: true, force_output: true, subblocks: false, contributions: false, heads: false }
     }
 }
 
@@ -60,6 +63,12 @@ impl RowOptions {
         self.contributions = contributions;
         self
     }
+
+    /// With another choice of [`RowOptions::heads`].
+    pub fn heads(mut self, heads: bool) -> Self {
+        self.heads = heads;
+        self
+    }
 }
 
 /// One row: its name, and where its stream is read.
@@ -67,6 +76,8 @@ impl RowOptions {
 pub(crate) struct RowPlan {
     pub(crate) name: String,
     pub(crate) site: Site,
+    /// Which head of the site's value is the row's stream, where it has heads.
+    pub(crate) head: Option<i64>,
 }
 
 impl RowOptions {
@@ -80,18 +91,28 @@ impl RowOptions {
         if let Some(block) = parallel.filter(|_| self.subblocks) {
             return Err(Error::ParallelBlock { block });
         }
+        let normed = |layer: &models::Layer| layer.attention_norms.after.or(layer.attention_norms.stream).is_some();
+        if let Some(block) = architecture.layers.iter().position(normed).filter(|_| self.heads) {
+            return Err(Error::HeadsBehindNorm { block });
+        }
         let mut rows = Vec::new();
         if self.input {
-            rows.push(RowPlan { name: "input".into(), site: Site::INPUT });
+            rows.push(RowPlan { name: "input".into(), site: Site::INPUT, head: None });
         }
         let last = layers.saturating_sub(1);
         let stepped = |block: &usize| block.is_multiple_of(self.block_step) || (self.force_output && *block == last);
         for (block, layer) in architecture.layers.iter().enumerate().filter(|(block, _)| stepped(block)) {
-            let row =
-                |suffix: &str, point| RowPlan { name: format!("h.{block}{suffix}"), site: Site::block(block, point) };
+            let row = |suffix: &str, point| {
+                let site = Site::block(block, point);
+                RowPlan { name: format!("h.{block}{suffix}"), site, head: None }
+            };
             let whole = decoder.steps.contains(&Step::Block(block));
             let attention = whole || decoder.steps.contains(&Step::Attention(block));
             let mlp = whole || decoder.steps.contains(&Step::Mlp(block));
+            if self.heads && !attention {
+                let of = |head| RowPlan { head: Some(head), ..row(&format!(".attn.{head}.added"), Point::HeadOutput) };
+                rows.extend((0..layer.attention.heads).map(of));
+            }
             if self.contributions && !attention {
                 rows.push(row(".attn.added", layer.attention_added()));
             }

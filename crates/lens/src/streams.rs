@@ -77,9 +77,16 @@ impl<'a> RowStreams<'a> {
         let tail = model.tail()?;
         let own = tail.apply(&beside(output.get(&reference)?).map_err(&at)?, model.parts().dtype().kind())?;
         let own = own.f_to_kind(Kind::Float).map_err(&at)?;
-        let captures = sites.iter().map(|site| output.get(site)).collect::<partial::Result<Vec<_>>>()?;
+        let capture = |(site, plan): (&String, &RowPlan)| -> Result<Tensor> {
+            let capture = output.get(site)?;
+            match plan.head {
+                Some(head) => capture.f_select(2, head).map_err(&at),
+                None => Ok(capture.shallow_clone()),
+            }
+        };
+        let captures = sites.iter().zip(plans).map(capture).collect::<Result<Vec<_>>>()?;
         let rows = if decoder.steps.is_empty() {
-            captures.into_iter().map(beside).collect::<Result<Vec<_>, _>>().map_err(&at)?
+            captures.iter().map(beside).collect::<Result<Vec<_>, _>>().map_err(&at)?
         } else {
             let mut decoded: Vec<Vec<Tensor>> = captures.iter().map(|_| Vec::with_capacity(prompts.len())).collect();
             for (index, prompt) in prompts.iter().enumerate() {
