@@ -91,9 +91,9 @@ mod tests {
 
     #[test]
     fn correlations_are_those_of_the_textbook() {
-        // scipy.stats 1.16: pearsonr and spearmanr.
+        // 17 / sqrt(10 * 38), and of the ranks 8.5 / sqrt(10 * 9.5), which happen to be one number.
         let found = effects(&[1.0, 2.0, 3.0, 4.0, 5.0]).correlation(&effects(&[2.0, 1.0, 4.0, 4.0, 9.0])).unwrap();
-        assert!((found.pearson - 0.871_637_6).abs() < 1e-6, "{found:?}");
+        assert!((found.pearson - 0.872_081_6).abs() < 1e-6, "{found:?}");
         assert!((found.spearman - 0.872_081_6).abs() < 1e-6, "{found:?}");
         let opposite = effects(&[1.0, 2.0, 8.0]).correlation(&effects(&[0.0, -1.0, -2.0])).unwrap();
         assert!((opposite.spearman + 1.0).abs() < 1e-12 && opposite.pearson > -1.0);
@@ -103,7 +103,7 @@ mod tests {
     fn numbers_that_are_missing_are_left_out_and_what_cannot_be_paired_is_refused() {
         let nan = f64::NAN;
         let found = effects(&[1.0, nan, 3.0, 4.0]).correlation(&effects(&[1.0, 7.0, 3.0, nan])).unwrap();
-        assert_eq!((found.pearson, found.pairs), (1.0, 2));
+        assert!((found.pearson - 1.0).abs() < 1e-12 && found.pairs == 2, "{found:?}");
         for other in [effects(&[1.0, 2.0]), effects(&[1.0, 1.0, 1.0, 1.0]), effects(&[nan, nan, nan, 1.0])] {
             let refused = effects(&[1.0, 2.0, 3.0, 4.0]).correlation(&other).unwrap_err();
             assert!(matches!(refused, Error::NotPaired { .. }), "{refused}");

@@ -40,21 +40,21 @@ type Place = (Site, Option<Range<i64>>, Option<Range<i64>>);
 
 /// The metric of a whole run of `base` with a value of `source` put in.
 fn naive(model: &Model, base: &Input, source: &Input, (site, positions, heads): &Place, metric: &Metric) -> f64 {
-    let value = partial_forward(model, &[site], source).unwrap();
-    let mut value = value.get(site).unwrap().shallow_clone();
+    let value = |input: &Input| partial_forward(model, &[site], input).unwrap().get(site).unwrap().copy();
+    let (new, old) = (value(source), value(base));
     let sites = model.sites();
-    for (dimension, range) in [(sites.position_dimension(*site), positions), (sites.head_dimension(*site), heads)] {
-        if let Some(range) = range {
-            value = value.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
+    // Positions are columns here, where those of an edit are each row's own.
+    let chosen = |tensor: &Tensor| {
+        let mut chosen = tensor.shallow_clone();
+        for (dimension, range) in [(sites.position_dimension(*site), positions), (sites.head_dimension(*site), heads)] {
+            if let Some(range) = range {
+                chosen = chosen.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
+            }
         }
-    }
-    let mut edit = Edit::replace(&value);
-    if let Some(positions) = positions {
-        edit = edit.positions(positions.clone());
-    }
-    if let Some(heads) = heads {
-        edit = edit.heads(heads.clone());
-    }
+        chosen
+    };
+    chosen(&old).copy_(&chosen(&new));
+    let edit = Edit::replace(&old);
     let run = Run::new(model, &["logits"]).unwrap().edit(site, edit).unwrap();
     let logits = run.run(base.clone().logits_at(LogitsAt::All)).unwrap();
     mean(metric, logits.get("logits").unwrap(), base)
