@@ -193,7 +193,8 @@ impl<'a> Patching<'a> {
         Ok(self)
     }
 
-    /// Patches only these positions, all at once but with [`Patching::each_position`].
+    /// Patches only these positions, all at once but with [`Patching::each_position`]. They are columns of the input: where rows are
+    /// padded on the left, padding counts.
     pub fn positions(mut self, positions: Range<i64>) -> Self {
         self.positions = Some(positions);
         self

@@ -44,7 +44,8 @@ impl Patch {
         Self { others: Vec::new(), last: Asked::at(site) }
     }
 
-    /// Only at these positions of the site named last (for attention scores and patterns: queries).
+    /// Only at these positions of the site named last (for attention scores and patterns: queries); columns of the input, padding
+    /// included.
     pub fn positions(mut self, positions: Range<i64>) -> Self {
         self.last.positions = Some(positions);
         self
