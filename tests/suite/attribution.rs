@@ -76,12 +76,12 @@ fn direct_logit_attribution_is_that_of_transformer_lens() {
         let metric = case.metric();
         let length = case.length();
         let everywhere = || DirectLogitAttribution::new(&case.model, &metric).unwrap().positions(0..length);
-        let layers = everywhere().layers(&case.input("ids")).unwrap();
+        let layers = everywhere().layers(case.input("ids")).unwrap();
         let terms = case.expected["direct/layers"].size()[0] as usize;
         case.assert(&layers.values[..terms].concat(), "direct/layers");
         assert_eq!(layers.columns, Columns::Positions((0..length).collect()));
         assert!(layers.rows.len() - terms <= 1, "{:?}", layers.rows);
-        let heads = everywhere().heads(&case.input("ids")).unwrap();
+        let heads = everywhere().heads(case.input("ids")).unwrap();
         if !case.expected.contains_key("direct/heads") {
             continue;
         }
@@ -89,7 +89,7 @@ fn direct_logit_attribution_is_that_of_transformer_lens() {
         // The neuron that matters most anywhere comes first.
         let neurons = &case.expected["direct/neurons"];
         let [blocks, width, _] = neurons.size()[..] else { panic!("{neurons:?}") };
-        let found = everywhere().neurons(&case.input("ids"), 5).unwrap();
+        let found = everywhere().neurons(case.input("ids"), 5).unwrap();
         assert_eq!((found.rows.len(), found.rows[0].contains(".mlp.neurons neuron ")), (5, true));
         for (name, values) in found.rows.iter().zip(&found.values) {
             let (block, neuron) = name.trim_start_matches("h.").split_once(".mlp.neurons neuron ").unwrap();
@@ -121,7 +121,7 @@ fn the_terms_of_the_stream_add_up_to_the_logit_difference() {
         };
         // Batches whose rows end at different places, and padding on either side.
         for batch in ["single", "left", "right"] {
-            let effects = attribution.layers(&case.input(batch)).unwrap();
+            let effects = attribution.layers(case.input(batch)).unwrap();
             let logits = model.forward(&case.input(batch), &mut NoObserver).unwrap().logits;
             let mut logits = logits.unwrap().to_kind(Kind::Double);
             if let Some(cap) = model.architecture().head.softcap {
@@ -206,7 +206,7 @@ fn gradients_along_the_input_are_those_of_autograd_and_complete() {
         // Tokens that are the same in both have no part in it.
         let values = from_corrupted().integrated_gradients(&clean).unwrap().values.concat();
         assert!(
-            values.iter().enumerate().all(|(place, value)| (*value == 0.0) == ![1, 3].contains(&place)),
+            values.iter().enumerate().all(|(place, value)| (*value == 0.0) != [1, 3].contains(&place)),
             "{values:?}"
         );
     }
@@ -220,11 +220,11 @@ fn heads_and_neurons_add_up_to_what_attention_and_mlp_add() {
         let model = case.model(&options(Residency::Auto));
         let metric = Metric::logit_difference([7], [20]);
         let attribution = DirectLogitAttribution::new(&model, &metric).unwrap();
-        let layers = attribution.layers(&case.input("left")).unwrap();
-        let heads = attribution.heads(&case.input("left")).unwrap();
+        let layers = attribution.layers(case.input("left")).unwrap();
+        let heads = attribution.heads(case.input("left")).unwrap();
         let of = |row: &str| layers.values[layers.rows.iter().position(|name| name == row).unwrap()][0];
         let mut mlps = vec![0.0; heads.rows.len()];
-        let neurons = attribution.neurons(&case.input("left"), 1_000_000).ok();
+        let neurons = attribution.neurons(case.input("left"), 1_000_000).ok();
         assert_eq!(neurons.is_none(), name.starts_with("mixtral"));
         for (row, value) in neurons.iter().flat_map(|neurons| neurons.rows.iter().zip(&neurons.values)) {
             let block: usize = row.split('.').nth(1).unwrap().parse().unwrap();
@@ -296,7 +296,7 @@ fn what_cannot_be_attributed_is_refused_before_anything_runs() {
     assert_eq!(streamed.report().bytes_read, 0);
     // Without gradients, streaming is no trouble.
     let resident = case.model(&options(Residency::Resident));
-    let heads = |model| DirectLogitAttribution::new(model, &metric).unwrap().heads(&case.input("single")).unwrap();
+    let heads = |model| DirectLogitAttribution::new(model, &metric).unwrap().heads(case.input("single")).unwrap();
     assert_eq!(heads(&streamed), heads(&resident));
     let new = || AttributionPatching::new(&resident, [1, 2, 3], [1, 2, 4]).unwrap();
     assert!(matches!(new().sites("logits").err(), Some(Error::NotPatchable { .. })));
@@ -335,7 +335,7 @@ fn two_forward_passes_and_one_back_serve_every_site() {
     let counted = Rc::clone(&passes);
     let metric = Metric::with("counted", move |logits| {
         counted.set(counted.get() + 1);
-        Ok(logits.f_select(1, 3)?)
+        logits.f_select(1, 3)
     });
     let mut patching = AttributionPatching::new(&model, [1, 2, 3], [1, 5, 3]).unwrap();
     let every = model

@@ -352,7 +352,7 @@ fn what_each_head_adds_is_decoded_by_itself() {
         };
         let ids = case.ids("single").remove(0);
         let table = lens.table("test", &ids, |id| id.to_string()).unwrap();
-        let heads = Run::new(&model, &["h.1.attn.result"]).unwrap().run(&case.input("single")).unwrap();
+        let heads = Run::new(&model, &["h.1.attn.result"]).unwrap().run(case.input("single")).unwrap();
         let heads = heads.get("h.1.attn.result").unwrap();
         let names: Vec<String> = (0..heads.size()[2]).map(|head| format!("h.1.attn.{head}.added")).collect();
         let first = table.rows.iter().position(|row| row.name == names[0]).unwrap();

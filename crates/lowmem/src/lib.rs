@@ -54,6 +54,7 @@ mod safetensors_file;
 mod save;
 mod settings;
 mod source;
+mod team;
 mod write;
 
 pub use checkpoint::Checkpoint;

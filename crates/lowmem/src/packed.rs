@@ -1,8 +1,7 @@
 //! Matrices that stay as their file has them, for products with one vector.
 
-use std::{mem::MaybeUninit, sync::Arc};
+use std::sync::Arc;
 
-use rayon::prelude::*;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
@@ -14,10 +13,14 @@ use crate::{
     place_error::place_error,
     read::memory,
     recipe::{Encoding, Recipe, Step},
+    team::Team,
 };
 
 /// Elements from which a further thread is worth waking.
-const WORTH_A_THREAD: usize = 1 << 17;
+const WORTH_A_THREAD: usize = 1 << 16;
+
+/// The threads that share products.
+static TEAM: Team<Result<Vec<f32>>> = Team::new();
 
 /// A matrix in the blocks of a GGUF file, which are mapped and multiplied where they lie.
 ///
@@ -66,35 +69,38 @@ impl PackedMatrix {
     /// # Errors
     ///
     /// [`crate::Error::Place`] where the vector has another length or memory runs out, [`crate::Error::Shrunk`].
-    pub fn product(&self, vector: &[f32]) -> Result<Tensor> {
+    pub fn product(self: &Arc<Self>, vector: Vec<f32>) -> Result<Tensor> {
         let fail = |error| place_error(&self.info, Dtype::F32, Device::Cpu, error);
         if vector.len() != self.columns {
             let (found, expected) = (vector.len(), self.columns);
             return Err(fail(TchError::Shape(format!("a vector of {found} numbers, where {expected} were expected"))));
         }
-        let row = self.format.bytes(self.columns as u64).and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(0);
-        let bytes = self.mapping.bytes(self.info.offset, row.saturating_mul(self.rows))?;
         let mut fresh = Tensor::f_empty([self.rows as i64], (Kind::Float, Device::Cpu)).map_err(fail)?;
         let unsuitable = || fail(TchError::Kind("numbers cannot be written into fresh memory".into()));
         let target = memory::<f32>(&mut fresh).ok_or_else(unsuitable)?;
-        let part = |bytes: &[u8], target: &mut [MaybeUninit<f32>]| -> Result<()> {
-            let mut numbers = vec![0.0; target.len()];
-            product(self.format, bytes, vector, &mut numbers)?;
-            target.iter_mut().zip(numbers).for_each(|(target, number)| {
+        let shares = (self.rows * self.columns / WORTH_A_THREAD).clamp(1, Team::<Result<Vec<f32>>>::size());
+        let share = self.rows.div_ceil(shares).max(1);
+        let matrix = Arc::clone(self);
+        let work = move |index: usize| matrix.product_of_rows(index * share, share, &vector);
+        let parts = if shares == 1 { vec![work(0)] } else { TEAM.share(shares, Arc::new(work)) };
+        for (target, part) in target.chunks_mut(share).zip(parts) {
+            for (target, number) in target.iter_mut().zip(part?) {
                 target.write(number);
-            });
-            Ok(())
-        };
-        let threads = (self.rows * self.columns / WORTH_A_THREAD).clamp(1, rayon::current_num_threads());
-        let share = self.rows.div_ceil(threads).max(1);
-        if threads == 1 || row == 0 {
-            part(bytes, target)?;
-        } else {
-            let parts = bytes.par_chunks(share * row).zip(target.par_chunks_mut(share));
-            parts.try_for_each(|(bytes, target)| part(bytes, target))?;
+            }
         }
         let ordered = self.orders().try_fold(fresh, |product, step| step.apply(&product));
         ordered.map_err(fail)
+    }
+
+    /// What `count` rows from row `first` on give, or as many as there are.
+    fn product_of_rows(&self, first: usize, count: usize, vector: &[f32]) -> Result<Vec<f32>> {
+        let count = count.min(self.rows.saturating_sub(first));
+        let row = self.format.bytes(self.columns as u64).unwrap_or(0);
+        let begin = self.info.offset + row * first as u64;
+        let bytes = self.mapping.bytes(begin, usize::try_from(row).unwrap_or(usize::MAX).saturating_mul(count))?;
+        let mut numbers = vec![0.0; count];
+        product(self.format, bytes, vector, &mut numbers)?;
+        Ok(numbers)
     }
 
     /// The steps that put rows in order.

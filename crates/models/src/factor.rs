@@ -1,5 +1,7 @@
 //! Matrix products, by the faster of the libraries that libtorch brings.
 
+use std::sync::Arc;
+
 use lowmem::PackedMatrix;
 use tch::{Device, Kind, TchError, Tensor};
 
@@ -169,9 +171,9 @@ impl<'a> Factor<'a> {
     }
 
     /// The product of one row with a matrix in the blocks of its file, computed in f32.
-    pub(crate) fn times_packed(&self, packed: &PackedMatrix, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+    pub(crate) fn times_packed(&self, packed: &Arc<PackedMatrix>, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         let vector = Vec::<f32>::try_from(self.x.f_to_kind(Kind::Float)?.f_flatten(0, -1)?)?;
-        let mut product = packed.product(&vector).map_err(unreadable)?;
+        let mut product = packed.product(vector).map_err(unreadable)?;
         if let Some(bias) = bias {
             product = product.f_add(&bias.f_to_kind(Kind::Float)?)?;
         }

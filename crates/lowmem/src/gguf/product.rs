@@ -73,6 +73,7 @@ fn run(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
 
 /// Rows of blocks whose numbers are small integers: those are multiplied, and scaled once for each group.
 #[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "of iterators the compiler makes no vector instructions here")]
 fn grouped<const BYTES: usize, const GROUPS: usize, const SIZE: usize, Scales>(
     bytes: &[u8],
     vector: &[f32],
@@ -87,7 +88,6 @@ fn grouped<const BYTES: usize, const GROUPS: usize, const SIZE: usize, Scales>(
         let (mut lanes, mut offset) = ([0.0_f32; 16], 0.0_f32);
         for ((block, factors), sums) in row.iter().zip(factors).zip(sums) {
             let scales = scales(block);
-            // With indices: of iterators the compiler makes no vector instructions here.
             for i in 0..GROUPS {
                 let (group, factors) = (group(block, &scales, i), &factors[i]);
                 let mut products = [0.0_f32; 16];
