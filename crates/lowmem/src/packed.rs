@@ -63,7 +63,8 @@ impl PackedMatrix {
 
     /// The product of the matrix `[out, in]` (or of a `[in, out]` one from the left) with a vector of `in` numbers: `[out]`, in f32.
     ///
-    /// The numbers are those of [`PackedMatrix::dense`], multiplied and added in f32. The bits depend neither on the
+    /// The numbers are those of [`PackedMatrix::dense`], multiplied and added in f32, whatever the dtype of the run; where blocks hold
+    /// small integers, a scale is applied once to the sum of a group instead of to each number. The bits depend neither on the
     /// processor nor on the threads.
     ///
     /// # Errors
