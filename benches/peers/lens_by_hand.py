@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 folder, dtype, tokens, repeats = sys.argv[1], getattr(torch, sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
 ids = torch.arange(1000, 1000 + 23 * tokens, 23)[None]
+norm = model.transformer.ln_f if model.config.model_type == "gpt2" else model.model.norm
 
 
 def run():
@@ -22,7 +23,7 @@ def run():
     final = output.logits.float().log_softmax(-1)
     rows = []
     for stream in output.hidden_states[:-1]:
-        row = model.lm_head(model.model.norm(stream)).float().log_softmax(-1)
+        row = model.lm_head(norm(stream)).float().log_softmax(-1)
         rows.append((final.exp() * (final - row)).sum(-1))
     return torch.stack(rows)
 

@@ -18,7 +18,7 @@ pub enum Size {
     /// 124 million parameters, 0.5 GB
     #[value(name = "gpt2")]
     Gpt2,
-    /// A Llama-shaped model of 1.54 billion parameters, 6.2 GB; the section `llama` is about it
+    /// A Llama-shaped model of 1.54 billion parameters, 6.2 GB; the section `ratios` is about it
     #[value(name = "llama-xl")]
     LlamaXl,
     /// 1.56 billion parameters, 6.2 GB; most promises are about it

@@ -116,8 +116,8 @@ pub enum Section {
     Depth,
     /// The lens: time, memory, and from start to picture; the tuned lens
     Lens,
-    /// A Llama-shaped model as large as GPT-2 XL, in f32 and bf16, beside transformers
-    Llama,
+    /// GPT-2 XL and a Llama-shaped model as large, in f32 and bf16, beside transformers
+    Ratios,
     /// What a run over a mixture of experts reads, beside the experts that it uses
     Experts,
     /// The lens of the bundled model, from process start to picture

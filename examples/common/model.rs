@@ -198,12 +198,10 @@ impl ModelFlags {
                 "--revision: {asked} is on this machine; only models on the Hub have revisions"
             );
         }
-        let options = HubOptions {
-            revision: self.revision.clone(),
-            offline: self.offline,
-            progress: Arc::new(LoadBar::default()),
-            ..HubOptions::default()
-        };
+        let options = HubOptions::default()
+            .revision(self.revision.clone())
+            .offline(self.offline)
+            .progress(Arc::new(LoadBar::default()));
         Ok(Checkpoint::find(&source, &options)?)
     }
 
@@ -221,14 +219,12 @@ impl ModelFlags {
 
     /// Device, dtype, residency, and a progress bar on a terminal.
     pub fn load_options(&self) -> Result<LoadOptions> {
-        Ok(LoadOptions {
-            device: self.device.resolve()?,
-            dtype: self.dtype,
-            residency: self.residency,
-            extra_tensors: if self.strict { ExtraTensors::Refuse } else { ExtraTensors::Report },
-            progress: Arc::new(LoadBar::default()),
-            ..LoadOptions::default()
-        })
+        Ok(LoadOptions::default()
+            .device(self.device.resolve()?)
+            .dtype(self.dtype)
+            .residency(self.residency)
+            .extra_tensors(if self.strict { ExtraTensors::Refuse } else { ExtraTensors::Report })
+            .progress(Arc::new(LoadBar::default())))
     }
 
     /// Opens the model. Headers are read and checked; no weight is. What is odd about the checkpoint is said on standard

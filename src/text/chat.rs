@@ -47,6 +47,7 @@ impl Message {
 
 /// How to render a chat.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ChatOptions {
     /// Whether the text ends where the model's answer begins.
     pub add_generation_prompt: bool,
@@ -54,6 +55,26 @@ pub struct ChatOptions {
     pub values: serde_json::Map<String, serde_json::Value>,
     /// The time that `strftime_now` writes, in UTC; the clock's in the machine's time zone if not given.
     pub now: Option<SystemTime>,
+}
+
+impl ChatOptions {
+    /// With another choice of [`ChatOptions::add_generation_prompt`].
+    pub fn add_generation_prompt(mut self, add_generation_prompt: bool) -> Self {
+        self.add_generation_prompt = add_generation_prompt;
+        self
+    }
+
+    /// With other [`ChatOptions::values`].
+    pub fn values(mut self, values: serde_json::Map<String, serde_json::Value>) -> Self {
+        self.values = values;
+        self
+    }
+
+    /// With another choice of [`ChatOptions::now`].
+    pub fn now(mut self, now: impl Into<Option<SystemTime>>) -> Self {
+        self.now = now.into();
+        self
+    }
 }
 
 /// A Jinja template that writes a chat as text, used as Hugging Face's `apply_chat_template` uses it. A clone is cheap.
@@ -113,7 +134,7 @@ impl ChatTemplate {
     ///
     /// [`Error::ChatTemplate`]: what the template refuses (roles in the wrong order, say), or a line of it that fails.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
-        self.render_with(messages, &ChatOptions { add_generation_prompt, ..ChatOptions::default() })
+        self.render_with(messages, &ChatOptions::default().add_generation_prompt(add_generation_prompt))
     }
 
     /// The text of a chat, with everything that can be set.
@@ -208,7 +229,7 @@ mod tests {
     fn dates_can_be_fixed() {
         let template = ChatTemplate::new("default", "{{ strftime_now('%d %b %Y|%A, %B %d, %Y|%H:%M') }}").unwrap();
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_721_995_200);
-        let options = ChatOptions { now: Some(now), ..ChatOptions::default() };
+        let options = ChatOptions::default().now(now);
         assert_eq!(template.render_with(&[], &options).unwrap(), "26 Jul 2024|Friday, July 26, 2024|12:00");
     }
 }

@@ -4,7 +4,7 @@ use std::{fs, path::Path};
 
 use serde_json::Value;
 use transformer_utils::{
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, Dtype, LoadOptions, Residency},
     models::{Input, Model, NoObserver, Site},
     partial::{AttributionPatching, Columns, DirectLogitAttribution, Error, InputAttribution, Metric, Run},
     tch::{Kind, Tensor},
@@ -67,7 +67,7 @@ impl Attributed {
 }
 
 fn options(residency: Residency) -> LoadOptions {
-    LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), residency, ..LoadOptions::default() }
+    LoadOptions::default().dtype(Dtype::F32).residency(residency)
 }
 
 #[test]
@@ -252,7 +252,7 @@ fn heads_and_neurons_add_up_to_what_attention_and_mlp_add() {
 fn an_estimate_of_a_small_change_is_what_patching_does() {
     for case in Attributed::all() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(&case.name);
-        let wide = LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F64), ..LoadOptions::default() };
+        let wide = LoadOptions::default().dtype(Dtype::F64);
         let model = Model::open(&Checkpoint::open(&folder).unwrap(), &wide).unwrap();
         // Close enough that the metric is a line between them.
         let stream = |input: &Input| {

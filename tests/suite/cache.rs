@@ -12,7 +12,7 @@ use crate::support::{cases, relative_error};
 fn plain(dtype: Dtype) -> Model {
     let case = cases().into_iter().find(|case| case.name == "gpt2_plain").unwrap();
     let dtype = DtypeChoice::Fixed(dtype);
-    case.model(&LoadOptions { dtype, residency: Residency::Resident, ..LoadOptions::default() })
+    case.model(&LoadOptions::default().dtype(dtype).residency(Residency::Resident))
 }
 
 fn random(layers: usize, heads: usize, width: usize) -> Model {

@@ -79,7 +79,7 @@ fn extra_tensors_are_reported_and_change_nothing() {
 #[test]
 fn extra_tensors_are_named_where_they_are_refused() {
     let folder = write_changed(insert_extra);
-    let strict = LoadOptions { extra_tensors: ExtraTensors::Refuse, ..LoadOptions::default() };
+    let strict = LoadOptions::default().extra_tensors(ExtraTensors::Refuse);
     let model = Model::open(&Checkpoint::open(folder.path()).unwrap(), &strict);
     let Err(Error::Weights(lowmem::Error::ExtraTensors { tensors, .. })) = model else {
         panic!("not refused as extra")

@@ -48,7 +48,7 @@ fn greedy_is_hugging_face_s_token_for_token() {
         };
         for residency in [Residency::Auto, Residency::Resident, Residency::Streamed] {
             let dtype = DtypeChoice::Fixed(Dtype::F32);
-            let model = case.model(&LoadOptions { dtype, residency, ..LoadOptions::default() });
+            let model = case.model(&LoadOptions::default().dtype(dtype).residency(residency));
             for (name, batch) in
                 [("greedy", "single"), ("greedy_left", "left"), ("eos", "single"), ("eos_left", "left")]
             {

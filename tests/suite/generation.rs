@@ -85,7 +85,7 @@ fn generation_under_an_edit_is_what_whole_runs_under_it_give() {
     let (mut compared, mut changed) = (0, 0);
     for case in cases().into_iter().filter(|case| case.is_original()) {
         let dtype = DtypeChoice::Fixed(Dtype::F32);
-        let model = case.model(&LoadOptions { dtype, ..LoadOptions::default() });
+        let model = case.model(&LoadOptions::default().dtype(dtype));
         for batch in ["single", "left"] {
             // It rotates by the longest row of a batch, so that a row alone is another text.
             if case.name == "phi3_longrope" && batch == "left" {
@@ -112,7 +112,7 @@ fn generation_under_an_edit_is_what_whole_runs_under_it_give() {
 fn captures_are_what_a_whole_run_over_the_text_has_there() {
     for name in ["gpt2_plain", "neo_plain", "llama_one_kv_head"] {
         let Some(case) = cases().into_iter().find(|case| case.name == name) else { panic!("no {name}") };
-        let model = case.model(&LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), ..LoadOptions::default() });
+        let model = case.model(&LoadOptions::default().dtype(Dtype::F32));
         let prompts = [vec![3, 1, 4, 1, 5], vec![9, 2]];
         let names = ["h.0.attn.z", "h.1", "h.1.attn.pattern", "logits"];
         let edit = || Edit::add(&numbers(&[model.architecture().d_model])).positions(1..);

@@ -1,7 +1,7 @@
 //! Parity with Hugging Face transformers: one table of cases through every path.
 
 use transformer_utils::{
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, Dtype, LoadOptions, Residency},
     models::{Error, Input, KvCache, Model, NoObserver, Projections, Residual},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
@@ -13,7 +13,7 @@ use crate::support::{Case, cases, relative_error};
 const TOLERANCE: f64 = 2e-5;
 
 fn f32_options(residency: Residency) -> LoadOptions {
-    LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), residency, ..LoadOptions::default() }
+    LoadOptions::default().dtype(Dtype::F32).residency(residency)
 }
 
 fn model(case: &Case) -> Model {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use transformer_utils::{
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions},
+    lowmem::{Checkpoint, Dtype, LoadOptions},
     models::{Input, KvCache, Library, Model, NoObserver, Numerics, Products},
     partial::{Edit, Run, partial_forward},
     tch::{Kind, Tensor},
@@ -13,7 +13,7 @@ use transformer_utils::{
 fn models(numerics: Numerics) -> Vec<(String, Model)> {
     let open = |name: &str, dtype: Dtype| {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(name);
-        let options = LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() };
+        let options = LoadOptions::default().dtype(dtype);
         let model = Model::open(&Checkpoint::open(folder).unwrap(), &options).unwrap().with_numerics(numerics);
         (format!("{name} in {dtype}"), model)
     };

@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 use transformer_utils::{
     jacobian_lens,
     lens::{Error, JacobianFit, JacobianLens, Lens, LensOptions, Measure, RowOptions},
-    lowmem::{Dtype, DtypeChoice, LoadOptions, Residency, bin_settings},
+    lowmem::{Dtype, LoadOptions, Residency, bin_settings},
     models::Model,
     partial,
     tch::{Device, Kind, Tensor},
@@ -17,7 +17,7 @@ use crate::support::{self, Case, cases, relative_error};
 const CASES: [&str; 4] = ["gpt2_plain", "llama_one_kv_head", "gemma2_softcaps", "gpt_neox_parallel"];
 
 fn options(residency: Residency) -> LoadOptions {
-    LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), residency, ..LoadOptions::default() }
+    LoadOptions::default().dtype(Dtype::F32).residency(residency)
 }
 
 fn each(mut act: impl FnMut(&Case, &Path, &Model)) {

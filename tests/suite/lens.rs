@@ -2,7 +2,7 @@
 
 use transformer_utils::{
     lens::{Error, Lens, LensOptions, Measure, Prompt, RowOptions, Table, TunedLens, TunedLensConfig},
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, Dtype, LoadOptions, Residency},
     models::{Factor, Input, Model, NoObserver, Residual},
     partial::Run,
     tch::{Device, Kind, Tensor},
@@ -11,7 +11,7 @@ use transformer_utils::{
 use crate::support::{Case, cases};
 
 fn model(case: &Case, residency: Residency) -> Model {
-    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), residency, ..LoadOptions::default() })
+    case.model(&LoadOptions::default().dtype(Dtype::F32).residency(residency))
 }
 
 fn all_measures() -> Vec<Measure> {
@@ -313,7 +313,7 @@ fn streamed_weights_are_read_once_however_many_stacks_there_are() {
 fn the_last_row_is_the_models_own_output_in_every_dtype() {
     for case in cases() {
         for dtype in [Dtype::F32, Dtype::Bf16] {
-            let model = case.model(&LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() });
+            let model = case.model(&LoadOptions::default().dtype(dtype));
             let ids = case.ids("single").remove(0);
             // A last row further away than rounding explains would be an error.
             let options = LensOptions::default().measures([Measure::Logits, Measure::Ranks]);

@@ -30,7 +30,7 @@ fn one(model: &Model, name: &str, input: &Input) -> Tensor {
 fn weights_after_the_deepest_name_are_never_placed() {
     for residency in [Residency::Mapped, Residency::Resident, Residency::Streamed] {
         let case = case("gpt2_plain");
-        let model = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        let model = case.model(&LoadOptions::default().residency(residency));
         let per_block = 12;
         partial_forward(&model, &["wte"], case.input("single")).unwrap();
         assert_eq!(model.report().tensors_placed, 0, "{residency}");
@@ -46,7 +46,7 @@ fn weights_after_the_deepest_name_are_never_placed() {
 fn only_the_experts_that_tokens_go_to_are_read() {
     for residency in [Residency::Mapped, Residency::Resident, Residency::Streamed] {
         let case = case("mixtral_ties");
-        let model = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        let model = case.model(&LoadOptions::default().residency(residency));
         let input = || Input::from_rows(&[[7]]).unwrap();
         let chosen = one(&model, "h.0.mlp.experts.chosen", &input());
         assert_eq!(chosen.size(), [1, 1, 2]);
@@ -56,7 +56,7 @@ fn only_the_experts_that_tokens_go_to_are_read() {
         let idle = (0..4).find(|expert| (0..2).all(|place| chosen.int64_value(&[0, 0, place]) != *expert)).unwrap();
         assert_eq!(one(&model, &format!("h.0.mlp.experts.{idle}"), &input()).size()[0], 0);
         // Streamed parts are placed again by each run; a layer has seven tensors, and one expert three.
-        let fresh = case.model(&LoadOptions { residency, ..LoadOptions::default() });
+        let fresh = case.model(&LoadOptions::default().residency(residency));
         partial_forward(&fresh, &["h.0"], input()).unwrap();
         assert_eq!((placed, fresh.report().tensors_placed), (7, 7 + 2 * 3), "{residency}");
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use transformer_utils::{
-    lowmem::{Dtype, DtypeChoice, LoadOptions},
+    lowmem::{Dtype, LoadOptions},
     models::{Input, Model},
     partial::{Effects, Metric, Patching},
     tch::{Kind, Tensor},
@@ -13,7 +13,7 @@ use crate::support::{cases, relative_error, tensors};
 
 fn model(name: &str) -> Model {
     let case = cases().into_iter().find(|case| case.name == name).unwrap();
-    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), ..LoadOptions::default() })
+    case.model(&LoadOptions::default().dtype(Dtype::F32))
 }
 
 /// `[row, column]`

@@ -1,7 +1,7 @@
 //! bf16 runs beside Hugging Face's: no site may be further from the exact values than 1.1 times theirs.
 
 use transformer_utils::{
-    lowmem::{Dtype, DtypeChoice, LoadOptions},
+    lowmem::{Dtype, LoadOptions},
     models::{Input, Model, Values},
     partial::{Activations, partial_forward},
     tch::{Kind, Tensor},
@@ -15,7 +15,7 @@ const RATIO: f64 = 1.1;
 const NOISE: f64 = 2e-5;
 
 fn model(case: &Case, dtype: Dtype) -> Model {
-    case.model(&LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() })
+    case.model(&LoadOptions::default().dtype(dtype))
 }
 
 fn rms(tensor: &Tensor) -> f64 {

@@ -24,11 +24,9 @@ fn chats_are_rendered_as_hugging_face_renders_them() {
         let name = case["template"].as_str().unwrap();
         let source = chats["templates"][name].as_str().unwrap();
         let template = ChatTemplate::new(name, source).unwrap().with_special_tokens(&special);
-        let options = ChatOptions {
-            add_generation_prompt: case["add_generation_prompt"].as_bool().unwrap(),
-            values: case["values"].as_object().unwrap().clone(),
-            ..ChatOptions::default()
-        };
+        let options = ChatOptions::default()
+            .add_generation_prompt(case["add_generation_prompt"].as_bool().unwrap())
+            .values(case["values"].as_object().unwrap().clone());
         let chat = messages(&chats["chats"][case["chat"].as_str().unwrap()]);
         let found = template.render_with(&chat, &options);
         let what = format!("{name}, {}, {}", case["chat"], case["add_generation_prompt"]);

@@ -16,7 +16,7 @@ const NAMES: [&[&str]; 4] = [&["lm_head"], &["h.0.attn.pattern", "h.1"], &["h.1.
 
 fn open(case: &Case, residency: Residency) -> Model {
     let dtype = DtypeChoice::Fixed(Dtype::F32);
-    case.model(&LoadOptions { dtype, residency, ..LoadOptions::default() })
+    case.model(&LoadOptions::default().dtype(dtype).residency(residency))
 }
 
 /// What thread number `thread` computes: a text of its own, to names of its own.

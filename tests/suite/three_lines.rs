@@ -221,7 +221,7 @@ fn what_is_not_there_is_refused() {
     assert!(matches!(revision, load::Error::RevisionOfLocal { .. }));
 
     let cache = tempfile::tempdir().unwrap();
-    let hub = HubOptions { cache: Some(cache.path().to_owned()), ..HubOptions::default() };
+    let hub = HubOptions::default().cache(cache.path().to_owned());
     let absent = Model::loader("someone/no-such-model").hub_options(hub).offline(true).load().err().unwrap();
     assert!(matches!(absent, load::Error::Checkpoint(lowmem::Error::NotCached { .. })), "{absent}");
 }

@@ -167,7 +167,7 @@ fn a_reloaded_head_gives_identical_scores() {
 fn only_the_layers_in_use_are_trained() {
     let fixture = Fixture::new();
     let untouched = bytes(&fixture.path("model.safetensors"));
-    let options = LoadOptions { residency: Residency::Mapped, ..LoadOptions::default() };
+    let options = LoadOptions::default().residency(Residency::Mapped);
     let model = Model::open(&Checkpoint::open(fixture.folder.path()).unwrap(), &options).unwrap();
     let mut classifier = Classifier::new(&model, head(&model, &["h.0", "h.1.resid_mid"], Pooling::Mean)).unwrap();
     classifier.unfreeze().unwrap();

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, path::Path};
 
 use transformer_utils::{
     lens::{Lens, LensOptions, Measure, RowOptions, Table, TunedLens, TunedLensConfig},
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, save_bin},
+    lowmem::{Checkpoint, Dtype, LoadOptions, save_bin},
     models::{Config, Model},
     tch::{Device, Kind, Tensor},
     tuned_lens,
@@ -17,7 +17,7 @@ fn root() -> &'static Path {
 }
 
 fn f32_options() -> LoadOptions {
-    LoadOptions { dtype: DtypeChoice::Fixed(Dtype::F32), ..LoadOptions::default() }
+    LoadOptions::default().dtype(Dtype::F32)
 }
 
 fn plain() -> (Case, Model) {

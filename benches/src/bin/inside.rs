@@ -212,8 +212,7 @@ struct Silent;
 impl Progress for Silent {}
 
 fn open(folder: &Path, progress: Arc<dyn Progress>) -> Result<Model> {
-    let options =
-        LoadOptions { dtype: DtypeChoice::Auto, residency: Residency::Mapped, progress, ..LoadOptions::default() };
+    let options = LoadOptions::default().dtype(DtypeChoice::Auto).residency(Residency::Mapped).progress(progress);
     Ok(Model::open(&Checkpoint::open(folder)?, &options)?)
 }
 

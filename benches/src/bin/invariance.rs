@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use transformer_utils::{
-    lowmem::{Checkpoint, Dtype, DtypeChoice, LoadOptions, Residency},
+    lowmem::{Checkpoint, Dtype, LoadOptions, Residency},
     models::{Factor, Input, KvCache, Model, Numerics},
     partial::{Edit, Run},
     tch::{self, Kind, Tensor},
@@ -121,7 +121,7 @@ fn main() -> Result<()> {
 /// The cells of one model in one dtype.
 fn column(folder: &Path, dtype: Dtype, tokens: usize) -> Result<Vec<String>> {
     let open = |residency| -> Result<Model> {
-        let options = LoadOptions { dtype: DtypeChoice::Fixed(dtype), residency, ..LoadOptions::default() };
+        let options = LoadOptions::default().dtype(dtype).residency(residency);
         Ok(Model::open(&Checkpoint::open(folder)?, &options)?)
     };
     let model = open(Residency::Auto)?;

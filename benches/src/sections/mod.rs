@@ -6,10 +6,10 @@ mod experts;
 mod forward;
 mod generate;
 mod lens;
-mod llama;
 mod load;
 mod partial;
 mod patch;
+mod ratios;
 mod same;
 mod start;
 mod stream;
@@ -34,7 +34,7 @@ pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
         Section::Partial => partial::run(bench),
         Section::Patch => patch::run(bench),
         Section::Lens => lens::run(bench),
-        Section::Llama => llama::run(bench),
+        Section::Ratios => ratios::run(bench),
         Section::Experts => experts::run(bench),
     }
 }

@@ -23,12 +23,12 @@ pub(crate) struct CacheEntry {
 
 impl CacheEntry {
     pub(crate) fn new(id: &str, options: &HubOptions) -> Result<Self> {
-        let revision = options.revision().to_owned();
+        let revision = options.revision_or_main().to_owned();
         let plain = |component| matches!(component, Component::Normal(_));
         if revision.is_empty() || !Path::new(&revision).components().all(plain) {
             return Err(Error::Revision { id: id.to_owned(), revision });
         }
-        let Some(cache) = options.cache() else { return Err(Error::NoCache) };
+        let Some(cache) = options.cache_folder() else { return Err(Error::NoCache) };
         let folder = hf_hub::Repo::model(id.to_owned()).folder_name();
         Ok(Self { id: id.to_owned(), revision, root: cache.join(folder) })
     }

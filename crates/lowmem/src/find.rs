@@ -51,7 +51,11 @@ impl Checkpoint {
         let folder = remote.folder();
         let complete = LocalFolder(&folder).preferred().is_some() && folder.join(CONFIG).is_file();
         if remote.file(CONFIG)?.is_none() {
-            return Err(Error::NotOnHub { id: id.clone(), revision: options.revision().into(), file: CONFIG.into() });
+            return Err(Error::NotOnHub {
+                id: id.clone(),
+                revision: options.revision_or_main().into(),
+                file: CONFIG.into(),
+            });
         }
         // What the cache lacks beside complete weights is worth a question to the Hub, but not a failure.
         let optional = |name: &&str| match remote.file(name) {
@@ -75,7 +79,8 @@ impl Checkpoint {
     fn find_file(id: &str, file: &str, options: &HubOptions) -> Result<Self> {
         let remote = Remote::new(CacheEntry::new(id, options)?, options, file)?;
         let bring = |name: &str| {
-            let missing = || Error::NotOnHub { id: id.into(), revision: options.revision().into(), file: name.into() };
+            let missing =
+                || Error::NotOnHub { id: id.into(), revision: options.revision_or_main().into(), file: name.into() };
             remote.bring(name)?.ok_or_else(missing)
         };
         let path = bring(file)?;

@@ -143,8 +143,8 @@ impl Hub {
             .new_agent();
         Self {
             agent,
-            endpoint: options.endpoint(),
-            token: options.token(),
+            endpoint: options.address(),
+            token: options.access_token(),
             retries: options.retries,
             retry_wait: options.retry_wait,
             progress: options.progress.clone(),

@@ -102,6 +102,7 @@ pub enum ExtraTensors {
 
 /// How to place the tensors of a checkpoint.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct LoadOptions {
     /// The device the run computes on. [`cuda_if_available`](crate::cuda_if_available) finds one.
     pub device: Device,
@@ -132,6 +133,50 @@ impl Default for LoadOptions {
             extra_tensors: ExtraTensors::default(),
             progress: Arc::new(NoProgress),
         }
+    }
+}
+
+impl LoadOptions {
+    /// With another choice of [`LoadOptions::device`].
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// With another choice of [`LoadOptions::dtype`].
+    pub fn dtype(mut self, dtype: impl Into<DtypeChoice>) -> Self {
+        self.dtype = dtype.into();
+        self
+    }
+
+    /// With another choice of [`LoadOptions::residency`].
+    pub fn residency(mut self, residency: Residency) -> Self {
+        self.residency = residency;
+        self
+    }
+
+    /// With another choice of [`LoadOptions::staging_bytes`].
+    pub fn staging_bytes(mut self, staging_bytes: u64) -> Self {
+        self.staging_bytes = staging_bytes;
+        self
+    }
+
+    /// With another choice of [`LoadOptions::budget_bytes`].
+    pub fn budget_bytes(mut self, budget_bytes: impl Into<Option<u64>>) -> Self {
+        self.budget_bytes = budget_bytes.into();
+        self
+    }
+
+    /// With another choice of [`LoadOptions::extra_tensors`].
+    pub fn extra_tensors(mut self, extra_tensors: ExtraTensors) -> Self {
+        self.extra_tensors = extra_tensors;
+        self
+    }
+
+    /// With another choice of [`LoadOptions::progress`].
+    pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
+        self
     }
 }
 

@@ -141,6 +141,7 @@ fn is_repository(text: &str) -> bool {
 
 /// How to find and fetch checkpoints of the Hub. What is `None` is taken from the environment.
 #[derive(Clone)]
+#[non_exhaustive]
 pub struct HubOptions {
     /// A branch, tag or commit. `None`: `main`.
     pub revision: Option<String>,
@@ -179,6 +180,62 @@ impl Default for HubOptions {
     }
 }
 
+impl HubOptions {
+    /// With another choice of [`HubOptions::revision`].
+    pub fn revision(mut self, revision: impl Into<Option<String>>) -> Self {
+        self.revision = revision.into();
+        self
+    }
+
+    /// With another choice of [`HubOptions::offline`].
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.offline = offline;
+        self
+    }
+
+    /// With another choice of [`HubOptions::token`].
+    pub fn token(mut self, token: impl Into<Option<String>>) -> Self {
+        self.token = token.into();
+        self
+    }
+
+    /// With another choice of [`HubOptions::endpoint`].
+    pub fn endpoint(mut self, endpoint: impl Into<Option<String>>) -> Self {
+        self.endpoint = endpoint.into();
+        self
+    }
+
+    /// With another choice of [`HubOptions::cache`].
+    pub fn cache(mut self, cache: impl Into<Option<PathBuf>>) -> Self {
+        self.cache = cache.into();
+        self
+    }
+
+    /// With another choice of [`HubOptions::timeout`].
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// With another choice of [`HubOptions::retries`].
+    pub fn retries(mut self, retries: u32) -> Self {
+        self.retries = retries;
+        self
+    }
+
+    /// With another choice of [`HubOptions::retry_wait`].
+    pub fn retry_wait(mut self, retry_wait: Duration) -> Self {
+        self.retry_wait = retry_wait;
+        self
+    }
+
+    /// With another choice of [`HubOptions::progress`].
+    pub fn progress(mut self, progress: Arc<dyn Progress>) -> Self {
+        self.progress = progress;
+        self
+    }
+}
+
 impl fmt::Debug for HubOptions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter
@@ -197,7 +254,7 @@ impl fmt::Debug for HubOptions {
 }
 
 impl HubOptions {
-    pub(crate) fn revision(&self) -> &str {
+    pub(crate) fn revision_or_main(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
@@ -207,7 +264,7 @@ impl HubOptions {
     }
 
     /// The folder of the cache that repositories lie in.
-    pub(crate) fn cache(&self) -> Option<PathBuf> {
+    pub(crate) fn cache_folder(&self) -> Option<PathBuf> {
         let named = || variable("HF_HUB_CACHE").or_else(|| variable("HUGGINGFACE_HUB_CACHE")).map(PathBuf::from);
         self.cache.clone().or_else(named).or_else(|| Some(home()?.join("hub")))
     }
@@ -215,13 +272,13 @@ impl HubOptions {
 
 #[cfg(feature = "hub")]
 impl HubOptions {
-    pub(crate) fn endpoint(&self) -> String {
+    pub(crate) fn address(&self) -> String {
         let endpoint = self.endpoint.clone().or_else(|| variable("HF_ENDPOINT"));
         let endpoint = endpoint.unwrap_or_else(|| "https://huggingface.co".into());
         endpoint.trim_end_matches('/').to_owned()
     }
 
-    pub(crate) fn token(&self) -> Option<String> {
+    pub(crate) fn access_token(&self) -> Option<String> {
         let named = || variable("HF_TOKEN").or_else(|| variable("HUGGING_FACE_HUB_TOKEN"));
         let stored = || {
             let path = variable("HF_TOKEN_PATH").map(PathBuf::from).or_else(|| Some(home()?.join("token")))?;

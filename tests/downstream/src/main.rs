@@ -6,7 +6,7 @@ use transformer_utils::{prelude::*, tch::Kind};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/tiny-gpt2");
-    let options = LoadOptions { device: cuda_if_available(), ..LoadOptions::default() };
+    let options = LoadOptions::default().device(cuda_if_available());
     let model = Model::open(&Checkpoint::open(folder)?, &options)?;
     let names = ["h.0", "h.1.attn.c_attn"];
     let output = partial_forward(&model, &names, &Input::from_rows(&[[3, 1, 4, 1, 5]])?)?;

@@ -82,7 +82,7 @@ impl Parts {
             labels,
             parts: sources,
             files: None,
-            options: LoadOptions { device, ..LoadOptions::default() },
+            options: LoadOptions::default().device(device),
             budget: u64::MAX,
             residency: Residency::Resident,
             dtype,

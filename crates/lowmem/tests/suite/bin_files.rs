@@ -23,7 +23,7 @@ fn place_each(path: &Path) -> Vec<(String, tch::Tensor)> {
         let dtype = float(name);
         let dtype = if dtype.is_float() && dtype != Dtype::F16 { dtype } else { Dtype::F32 };
         let residency = if float(name) == dtype { Residency::Mapped } else { Residency::Resident };
-        let options = LoadOptions { residency, dtype: lowmem::DtypeChoice::Fixed(dtype), ..LoadOptions::default() };
+        let options = LoadOptions::default().residency(residency).dtype(dtype);
         let parts = Parts::new(&checkpoint, requests(&checkpoint, &[&[name]]), &options).unwrap();
         (name.clone(), parts.get(0, None).unwrap().remove(0))
     };

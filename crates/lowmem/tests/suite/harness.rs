@@ -57,7 +57,7 @@ pub(crate) fn place_all(path: &Path, residency: Residency) -> Vec<(String, Tenso
     let checkpoint = Checkpoint::open(path).unwrap();
     let names: Vec<&str> = checkpoint.index().tensors.keys().map(String::as_str).collect();
     let groups: Vec<&[&str]> = names.chunks(3).collect();
-    let options = LoadOptions { residency, ..LoadOptions::default() };
+    let options = LoadOptions::default().residency(residency);
     let parts = Parts::new(&checkpoint, requests(&checkpoint, &groups), &options).unwrap();
     let mut placed = Vec::new();
     for part in 0..parts.len() {

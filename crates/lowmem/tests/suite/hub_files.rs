@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    path::PathBuf,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU64, Ordering},
@@ -55,20 +56,18 @@ fn sharded() -> FakeHub {
 }
 
 fn options(hub: &FakeHub, cache: &Path) -> HubOptions {
-    HubOptions {
-        endpoint: Some(hub.endpoint.clone()),
-        cache: Some(cache.to_owned()),
-        token: Some("secret".into()),
-        timeout: Duration::from_secs(10),
-        retries: 3,
-        retry_wait: Duration::from_millis(1),
-        ..HubOptions::default()
-    }
+    HubOptions::default()
+        .endpoint(hub.endpoint.clone())
+        .cache(cache.to_owned())
+        .token("secret".to_owned())
+        .timeout(Duration::from_secs(10))
+        .retries(3)
+        .retry_wait(Duration::from_millis(1))
 }
 
 /// For servers that fall silent: not longer than the test can wait, not shorter than a busy machine may take.
 fn impatient(hub: &FakeHub, cache: &Path) -> HubOptions {
-    HubOptions { timeout: Duration::from_secs(1), ..options(hub, cache) }
+    options(hub, cache).timeout(Duration::from_secs(1))
 }
 
 fn blobs(cache: &Path) -> Vec<String> {
@@ -116,7 +115,7 @@ fn fetches_what_is_used_and_weights_when_they_are() {
     assert!(fs::symlink_metadata(snapshot(cache.path()).join("config.json")).unwrap().is_symlink() || cfg!(not(unix)));
     hub.take_requests();
     // From now on the network is not needed, and not even asked for what there is.
-    let again = Checkpoint::find(&model(), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap();
+    let again = Checkpoint::find(&model(), &options(&hub, cache.path()).offline(true)).unwrap();
     assert_tensor(&again, "b", numbers(&[50], 2));
     let again = Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
     assert_tensor(&again, "b", numbers(&[50], 2));
@@ -140,7 +139,7 @@ fn only_needed_shards_are_fetched() {
     ];
     assert_eq!(files_in(&snapshot(cache.path())), expected);
     // Offline the index is still complete, from the headers, and what is missing is said by name when it is needed.
-    let offline = Checkpoint::find(&model(), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap();
+    let offline = Checkpoint::find(&model(), &options(&hub, cache.path()).offline(true)).unwrap();
     assert_tensor(&offline, "c", numbers(&[100, 100], 3));
     let error = place(&offline, "a").unwrap_err();
     assert!(matches!(error, Error::NotCached { ref file, .. } if file == "one.safetensors"), "{error}");
@@ -149,7 +148,7 @@ fn only_needed_shards_are_fetched() {
 #[test]
 fn offline_without_a_cache() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
-    let error = Checkpoint::find(&model(), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap_err();
+    let error = Checkpoint::find(&model(), &options(&hub, cache.path()).offline(true)).unwrap_err();
     assert!(matches!(error, Error::NotCached { ref id, .. } if id == "org/model"), "{error}");
     assert!(error.to_string().contains("offline"), "{error}");
     assert!(hub.take_requests().is_empty());
@@ -165,7 +164,7 @@ fn bin_where_there_is_nothing_better() {
     assert_eq!(place(&checkpoint, "weight").unwrap().size(), [3, 2]);
     hub.take_requests();
     // That there is no safetensors file is remembered.
-    Checkpoint::find(&model(), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap();
+    Checkpoint::find(&model(), &options(&hub, cache.path()).offline(true)).unwrap();
     Checkpoint::find(&model(), &options(&hub, cache.path())).unwrap();
     assert!(hub.take_requests().is_empty());
 }
@@ -184,10 +183,10 @@ fn a_gguf_file_of_a_repository_of_many_is_fetched_alone() {
     assert_eq!(checkpoint.path(), Path::new("org/model:b.gguf"));
     assert_eq!(files_in(&snapshot(cache.path())), ["b.gguf"]);
     hub.take_requests();
-    Checkpoint::find(&file("b.gguf"), &HubOptions { offline: true, ..options(&hub, cache.path()) }).unwrap();
+    Checkpoint::find(&file("b.gguf"), &options(&hub, cache.path()).offline(true)).unwrap();
     assert!(hub.take_requests().is_empty());
     for (name, offline) in [("c.gguf", false), ("a.gguf", true)] {
-        let options = HubOptions { offline, ..options(&hub, cache.path()) };
+        let options = options(&hub, cache.path()).offline(offline);
         let error = Checkpoint::find(&file(name), &options).unwrap_err();
         let named = match &error {
             Error::NotOnHub { file, .. } | Error::NotCached { file, .. } => file.as_str(),
@@ -201,15 +200,15 @@ fn a_gguf_file_of_a_repository_of_many_is_fetched_alone() {
 fn renamed_repository_and_other_revisions() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
     for (id, revision) in [("model", "main"), ("org/model", "v1"), ("org/model", "refs/pr/1"), ("org/model", COMMIT)] {
-        let options = HubOptions { revision: Some(revision.into()), ..options(&hub, cache.path()) };
+        let options = options(&hub, cache.path()).revision(revision.to_owned());
         let checkpoint = Checkpoint::find(&Source::Hub(id.into()), &options).unwrap();
         assert_tensor(&checkpoint, "b", numbers(&[50], 2));
     }
     for revision in ["../main", "", "/etc", "a/../b"] {
-        let options = HubOptions { revision: Some(revision.into()), ..options(&hub, cache.path()) };
+        let options = options(&hub, cache.path()).revision(revision.to_owned());
         assert!(matches!(Checkpoint::find(&model(), &options), Err(Error::Revision { .. })), "{revision}");
     }
-    let options = HubOptions { revision: Some("absent".into()), ..options(&hub, cache.path()) };
+    let options = options(&hub, cache.path()).revision("absent".to_owned());
     let error = Checkpoint::find(&model(), &options).unwrap_err();
     assert!(matches!(error, Error::NotOnHub { ref revision, .. } if revision == "absent"), "{error}");
 }
@@ -224,7 +223,7 @@ fn missing_and_refused() {
     assert!(matches!(error, Error::Hub { status: Some(401), .. }), "{error}");
     assert!(error.to_string().contains("HF_TOKEN") && error.to_string().contains("config.json"), "{error}");
     assert!(!error.to_string().contains("secret") && !format!("{:?}", options(&hub, cache.path())).contains("secret"));
-    let right = HubOptions { token: Some("the right one".into()), ..options(&hub, cache.path()) };
+    let right = options(&hub, cache.path()).token("the right one".to_owned());
     Checkpoint::find(&model(), &right).unwrap();
     let nothing = FakeHub::start(named(vec![("config.json", b"{}".to_vec())]));
     let cache = tempfile::tempdir().unwrap();
@@ -291,10 +290,10 @@ fn lasting_failures_end_and_keep_what_came() {
     assert!(
         asked.iter().any(|request| request.range.as_deref().is_some_and(|range| range.starts_with("bytes=50000-")))
     );
-    let unreachable = HubOptions { endpoint: Some("http://127.0.0.1:9".into()), ..options(&hub, cache.path()) };
+    let unreachable = options(&hub, cache.path()).endpoint("http://127.0.0.1:9".to_owned());
     let error = Checkpoint::find(&Source::Hub("org/other".into()), &unreachable).unwrap_err();
     assert!(matches!(error, Error::Hub { status: None, .. }), "{error}");
-    let nonsense = HubOptions { endpoint: Some("not an address".into()), ..options(&hub, cache.path()) };
+    let nonsense = options(&hub, cache.path()).endpoint("not an address".to_owned());
     assert!(matches!(Checkpoint::find(&Source::Hub("org/other".into()), &nonsense), Err(Error::Hub { .. })));
 }
 
@@ -388,7 +387,7 @@ impl Progress for Recorder {
 fn downloads_are_told() {
     let (hub, cache) = (single(), tempfile::tempdir().unwrap());
     let recorder = Arc::new(Recorder::default());
-    let options = HubOptions { progress: recorder.clone(), ..options(&hub, cache.path()) };
+    let options = options(&hub, cache.path()).progress(recorder.clone());
     Checkpoint::find(&model(), &options).unwrap().ensure(["a"]).unwrap();
     let lines = recorder.lines.lock().unwrap().clone();
     assert_eq!(lines[..2], ["config.json 21", "config.json done"]);
@@ -407,12 +406,10 @@ impl Progress for Dies {
 }
 
 child!(killed_child, |variables: &dyn Fn(&str) -> String| {
-    let options = HubOptions {
-        endpoint: Some(variables("TEST_ENDPOINT")),
-        cache: Some(variables("TEST_CACHE").into()),
-        progress: Arc::new(Dies(AtomicU64::new(0))),
-        ..HubOptions::default()
-    };
+    let options = HubOptions::default()
+        .endpoint(variables("TEST_ENDPOINT"))
+        .cache(PathBuf::from(variables("TEST_CACHE")))
+        .progress(Arc::new(Dies(AtomicU64::new(0))));
     Checkpoint::find(&model(), &options).unwrap().ensure(["a"]).unwrap();
 });
 
@@ -423,7 +420,7 @@ fn killed_download_is_completed_by_the_next_run() {
     let variables = [("TEST_ENDPOINT", hub.endpoint.as_str()), ("TEST_CACHE", cache.path().to_str().unwrap())];
     assert!(!in_child("hub_files::killed_child", &variables).status.success());
     let recorder = Arc::new(Recorder::default());
-    let options = HubOptions { progress: recorder.clone(), ..options(&hub, cache.path()) };
+    let options = options(&hub, cache.path()).progress(recorder.clone());
     let checkpoint = Checkpoint::find(&model(), &options).unwrap();
     assert_tensor(&checkpoint, "a", numbers(&[300, 100], 1));
     assert!(recorder.already.load(Ordering::Relaxed) > 10_000, "it went on from where the other was killed");
@@ -461,11 +458,8 @@ fn the_environment_is_honoured() {
 }
 
 child!(full_disk_child, |variables: &dyn Fn(&str) -> String| {
-    let options = HubOptions {
-        endpoint: Some(variables("TEST_ENDPOINT")),
-        cache: Some(variables("TEST_CACHE").into()),
-        ..HubOptions::default()
-    };
+    let options =
+        HubOptions::default().endpoint(variables("TEST_ENDPOINT")).cache(PathBuf::from(variables("TEST_CACHE")));
     let result = Checkpoint::find(&model(), &options).and_then(|found| found.ensure(["a"]));
     let Err(Error::Io { path, source }) = result else { panic!("{result:?}") };
     assert_eq!(source.kind(), std::io::ErrorKind::StorageFull, "{path:?}");

@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use lowmem::{
-    Checkpoint, Dtype, DtypeChoice, Error, LoadOptions, PartRequest, Parts, Residency, TensorRequest, save_bin,
-    save_safetensors,
+    Checkpoint, Dtype, Error, LoadOptions, PartRequest, Parts, Residency, TensorRequest, save_bin, save_safetensors,
 };
 use tch::{Device, Kind, Tensor};
 
@@ -13,7 +12,7 @@ use crate::harness::numbers;
 const BOTH: [Residency; 2] = [Residency::Resident, Residency::Streamed];
 
 fn options(residency: Residency, dtype: Dtype) -> LoadOptions {
-    LoadOptions { residency, dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() }
+    LoadOptions::default().residency(residency).dtype(dtype)
 }
 
 /// Parts of one tensor each.

@@ -64,7 +64,7 @@ child!(converting_child, |variable: &dyn Fn(&str) -> String| {
     let (path, staging_bytes) = (PathBuf::from(variable("TEST_PATH")), 16 * MEBIBYTE);
     let dtype = DtypeChoice::Fixed(Dtype::Bf16);
     let before = status("VmRSS");
-    let parts = parts(&path, &LoadOptions { dtype, staging_bytes, ..LoadOptions::default() });
+    let parts = parts(&path, &LoadOptions::default().dtype(dtype).staging_bytes(staging_bytes));
     assert_eq!(parts.residency(), Residency::Resident);
     parts.preload(0..parts.len()).unwrap();
     let (peak, target) = (status("VmHWM").saturating_sub(before), PARTS as u64 * PART / 2);
@@ -111,13 +111,11 @@ child!(streaming_child, |variable: &dyn Fn(&str) -> String| {
     }
     drop(automatic);
     for dtype in [DtypeChoice::Auto, DtypeChoice::Fixed(Dtype::Bf16)] {
-        let options = LoadOptions {
-            residency: Residency::Streamed,
-            budget_bytes: Some(2 * PART),
-            staging_bytes: 8 * MEBIBYTE,
-            dtype,
-            ..LoadOptions::default()
-        };
+        let options = LoadOptions::default()
+            .residency(Residency::Streamed)
+            .budget_bytes(2 * PART)
+            .staging_bytes(8 * MEBIBYTE)
+            .dtype(dtype);
         let parts = parts(&path, &options);
         let first = forward(&parts);
         assert_eq!(forward(&parts), first);
@@ -178,7 +176,7 @@ child!(looping_child, |variable: &dyn Fn(&str) -> String| {
         let parts = Parts::new(
             &checkpoint,
             requests(&checkpoint, &[&["h.00"], &["h.01"]]),
-            &LoadOptions { residency, ..LoadOptions::default() },
+            &LoadOptions::default().residency(residency),
         )
         .unwrap();
         assert!(forward(&parts).is_finite());

@@ -80,12 +80,7 @@ fn conversions_are_libtorchs_own() {
                     let checkpoint = Checkpoint::open(&path).unwrap();
                     assert_eq!(checkpoint.index().get("h.00.weight").unwrap().dtype, stored);
                     let names: Vec<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-                    let options = LoadOptions {
-                        residency,
-                        dtype: DtypeChoice::Fixed(dtype),
-                        staging_bytes,
-                        ..LoadOptions::default()
-                    };
+                    let options = LoadOptions::default().residency(residency).dtype(dtype).staging_bytes(staging_bytes);
                     let parts = Parts::new(&checkpoint, requests(&checkpoint, &[&names]), &options).unwrap();
                     let placed = parts.get(0, None).unwrap();
                     let placed: Vec<_> = names.iter().map(|&name| name.to_owned()).zip(placed).collect();
@@ -109,10 +104,10 @@ fn automatic_choices_are_explained() {
     let parts = new(&LoadOptions::default()).unwrap();
     assert_eq!((parts.dtype(), parts.residency()), (Dtype::F32, Residency::Resident));
     assert!(parts.report().reason.contains("converted to f32"), "{}", parts.report().reason);
-    let error = new(&LoadOptions { residency: Residency::Mapped, ..LoadOptions::default() }).err().unwrap();
+    let error = new(&LoadOptions::default().residency(Residency::Mapped)).err().unwrap();
     assert!(matches!(error, Error::Residency { .. }) && error.to_string().contains("h.00.weight"), "{error}");
     let dtype = DtypeChoice::Fixed(Dtype::F16);
-    let error = new(&LoadOptions { dtype, ..LoadOptions::default() }).err().unwrap();
+    let error = new(&LoadOptions::default().dtype(dtype)).err().unwrap();
     assert!(matches!(error, Error::DtypeOnDevice { .. }), "{error}");
     let (_folder, path) = single(&tensors(Kind::BFloat16));
     let checkpoint = Checkpoint::open(&path).unwrap();
@@ -127,7 +122,7 @@ fn only_what_is_asked_for_is_read() {
     let (_folder, path) = single(&expected);
     let checkpoint = Checkpoint::open(&path).unwrap();
     for residency in ALL {
-        let options = LoadOptions { residency, ..LoadOptions::default() };
+        let options = LoadOptions::default().residency(residency);
         let groups: &[&[&str]] = &[&["h.00.weight", "h.01.weight"], &["h.02.weight"], &["h.05.weight"]];
         let parts = Parts::new(&checkpoint, requests(&checkpoint, groups), &options).unwrap();
         assert_eq!(parts.report().bytes_read, 0);
@@ -151,7 +146,7 @@ fn resident_and_mapped_are_kept_and_streamed_is_not() {
     let (_folder, path) = single(&tensors(Kind::Float));
     let checkpoint = Checkpoint::open(&path).unwrap();
     for residency in ALL {
-        let options = LoadOptions { residency, ..LoadOptions::default() };
+        let options = LoadOptions::default().residency(residency);
         let parts =
             Parts::new(&checkpoint, requests(&checkpoint, &[&["h.00.weight"], &["h.05.weight"]]), &options).unwrap();
         for _ in 0..3 {
@@ -174,7 +169,7 @@ fn what_is_kept_for_training_is_what_parts_hand_out() {
     let checkpoint = Checkpoint::open(&path).unwrap();
     let before = fs::read(&path).unwrap();
     for residency in ALL {
-        let options = LoadOptions { residency, ..LoadOptions::default() };
+        let options = LoadOptions::default().residency(residency);
         let parts =
             Parts::new(&checkpoint, requests(&checkpoint, &[&["h.01.weight"], &["h.06.weight"]]), &options).unwrap();
         let mut kept = parts.keep("h.01.weight").unwrap();
@@ -197,7 +192,7 @@ fn a_part_that_was_not_asked_for_after_all() {
     let expected = tensors(Kind::Float);
     let (_folder, path) = single(&expected);
     let checkpoint = Checkpoint::open(&path).unwrap();
-    let options = LoadOptions { residency: Residency::Streamed, ..LoadOptions::default() };
+    let options = LoadOptions::default().residency(Residency::Streamed);
     let groups: Vec<[&str; 1]> = expected.iter().map(|(name, _)| [name.as_str()]).collect();
     let groups: Vec<&[&str]> = groups.iter().map(|group| &group[..]).collect();
     let parts = Parts::new(&checkpoint, requests(&checkpoint, &groups), &options).unwrap();
@@ -214,12 +209,8 @@ fn budget_limits_the_prefetch() {
     let both = 2 * 700 * 513 * 4;
     for (budget, expected) in [(both - 1, &["h.00.weight"][..]), (both, &["h.00.weight", "h.05.weight"])] {
         let recorder = Arc::new(Recorder::default());
-        let options = LoadOptions {
-            residency: Residency::Streamed,
-            budget_bytes: Some(budget),
-            progress: recorder.clone(),
-            ..LoadOptions::default()
-        };
+        let options =
+            LoadOptions::default().residency(Residency::Streamed).budget_bytes(budget).progress(recorder.clone());
         let parts =
             Parts::new(&checkpoint, requests(&checkpoint, &[&["h.00.weight"], &["h.05.weight"]]), &options).unwrap();
         parts.get(0, Some(1)).unwrap();
@@ -255,7 +246,7 @@ fn progress_hears_of_every_tensor_once() {
     let (_folder, path) = single(&tensors(Kind::Half));
     let checkpoint = Checkpoint::open(&path).unwrap();
     let recorder = Arc::new(Recorder::default());
-    let options = LoadOptions { progress: recorder.clone(), ..LoadOptions::default() };
+    let options = LoadOptions::default().progress(recorder.clone());
     let groups: &[&[&str]] = &[&["h.00.weight", "h.01.weight"], &["h.02.weight", "h.00.weight"]];
     let parts = Parts::new(&checkpoint, requests(&checkpoint, groups), &options).unwrap();
     parts.preload(0..2).unwrap();
@@ -292,8 +283,11 @@ fn a_gpu_gets_the_same_bits_or_is_said_to_be_missing() {
             for staging_bytes in [1, 200_000, 256 << 20] {
                 let dtype_choice = DtypeChoice::Fixed(dtype);
                 let (device, residency) = (Device::Cuda(0), residency);
-                let options =
-                    LoadOptions { device, dtype: dtype_choice, residency, staging_bytes, ..LoadOptions::default() };
+                let options = LoadOptions::default()
+                    .device(device)
+                    .dtype(dtype_choice)
+                    .residency(residency)
+                    .staging_bytes(staging_bytes);
                 let parts = Parts::new(&checkpoint, requests(&checkpoint, &[&names]), &options).unwrap();
                 let placed = parts.get(0, None);
                 if !tch::Cuda::is_available() {
@@ -379,7 +373,7 @@ fn the_values_decide_whether_tensors_are_tied() {
     for (head, same, read) in cases {
         let (_folder, path) = single(&[("head".into(), head.shallow_clone()), ("table".into(), table.shallow_clone())]);
         for residency in ALL {
-            let parts = tie(&path, &LoadOptions { residency, ..LoadOptions::default() });
+            let parts = tie(&path, &LoadOptions::default().residency(residency));
             let report = parts.report();
             assert!(read.contains(&report.bytes_read), "{read:?} {report:?}");
             assert_eq!((report.tied == pair, report.untied == pair), (same, !same), "{report:?}");
@@ -400,7 +394,7 @@ fn tensors_are_tied_in_the_dtype_of_the_run() {
     let table = head.to_kind(Kind::Float) * (1.0 + 1e-4);
     let (_folder, path) = single(&[("head".into(), head), ("table".into(), table)]);
     for (dtype, same) in [(Dtype::F32, false), (Dtype::Bf16, true)] {
-        let parts = tie(&path, &LoadOptions { dtype: DtypeChoice::Fixed(dtype), ..LoadOptions::default() });
+        let parts = tie(&path, &LoadOptions::default().dtype(dtype));
         assert_eq!(parts.report().tied.len() == 1, same);
         let placed = [parts.get(0, None).unwrap().remove(0), parts.get(1, None).unwrap().remove(0)];
         assert_eq!((placed[0].kind(), placed[1].kind()), (dtype.kind(), dtype.kind()));

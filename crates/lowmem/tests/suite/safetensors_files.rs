@@ -164,7 +164,7 @@ fn file_that_shrinks_before_it_is_read() {
     for residency in [Residency::Mapped, Residency::Resident, Residency::Streamed] {
         let (_folder, path) = folder_with(&good());
         let checkpoint = Checkpoint::open(&path).unwrap();
-        let options = LoadOptions { residency, ..LoadOptions::default() };
+        let options = LoadOptions::default().residency(residency);
         let parts = Parts::new(&checkpoint, requests(&checkpoint, &[&["wte.weight"]]), &options).unwrap();
         fs::File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
         let error = parts.get(0, None).expect_err("the file is shorter now");

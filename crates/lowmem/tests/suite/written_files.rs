@@ -35,11 +35,7 @@ child!(modes_child, |variables: &dyn Fn(&str) -> String| {
     lowmem::write_file(&path("new.json"), b"{}").unwrap();
     #[cfg(feature = "hub")]
     {
-        let options = lowmem::HubOptions {
-            endpoint: Some(variables("TEST_ENDPOINT")),
-            cache: Some(path("cache")),
-            ..lowmem::HubOptions::default()
-        };
+        let options = lowmem::HubOptions::default().endpoint(variables("TEST_ENDPOINT")).cache(path("cache"));
         let model = lowmem::Source::Hub("org/model".into());
         lowmem::Checkpoint::find(&model, &options).unwrap().ensure(["a"]).unwrap();
     }
