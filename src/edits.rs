@@ -32,7 +32,7 @@
 use std::{fmt, path::PathBuf, str::FromStr};
 
 use lowmem::{Checkpoint, LoadOptions};
-use partial::Edit;
+use partial::{Edit, Patch};
 use tch::{Device, Kind, TchError};
 
 /// What can go wrong between a typed edit and an [`Edit`].
@@ -74,6 +74,21 @@ pub enum Error {
 
 /// A result of this module.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Reads a place of a patch, `NAME[:positions=A..B][:heads=LIST]`.
+///
+/// ```
+/// let receiver = transformer_utils::edits::patch("h.5.attn.q:heads=1,3:positions=2..4")?;
+/// assert_eq!(receiver.to_string(), "h.5.attn.q head 1 positions 2..4 + h.5.attn.q head 3 positions 2..4");
+/// # Ok::<(), transformer_utils::edits::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// [`Error::Syntax`].
+pub fn patch(text: &str) -> Result<Patch> {
+    Cursor { text, at: 0 }.patch()
+}
 
 /// Which positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -240,6 +255,36 @@ impl<'a> Cursor<'a> {
     }
 
     fn edit(mut self, action: impl FnOnce(&mut Self) -> Result<Action>) -> Result<EditText> {
+        let (site, positions, heads) = self.place()?;
+        if !self.skip('=') {
+            return self.fail(self.at, "= and what to do: zero, mean, scale, add or replace");
+        }
+        let action = action(&mut self)?;
+        Ok(EditText { site, positions, heads, action })
+    }
+
+    fn patch(mut self) -> Result<Patch> {
+        let (site, positions, heads) = self.place()?;
+        if !self.rest().is_empty() {
+            return self.fail(self.at, "nothing more after the place");
+        }
+        let positions = match positions {
+            None => None,
+            Some(Where::Range(begin, Some(end))) => Some(begin..end),
+            Some(_) => return self.fail(site.len() + 1, "positions as A..B, or one position"),
+        };
+        let place = |patch: Patch| positions.iter().fold(patch, |patch, range| patch.positions(range.clone()));
+        let Some(heads) = heads else { return Ok(place(Patch::at(site.as_str()))) };
+        let mut patch: Option<Patch> = None;
+        for head in heads {
+            let at = patch.take().map_or_else(|| Patch::at(site.as_str()), |patch| patch.and_at(site.as_str()));
+            patch = Some(place(at.heads(head..head + 1)));
+        }
+        patch.map_or_else(|| self.fail(self.at, "a head's number, or a range such as 0..4"), Ok)
+    }
+
+    /// `NAME[:positions=RANGE][:new][:heads=LIST]`
+    fn place(&mut self) -> Result<(String, Option<Where>, Option<Vec<i64>>)> {
         let site = self.until(&[':', '=']).to_owned();
         if site.is_empty() {
             return self.fail(0, "the name of a site, such as h.3.attn.z");
@@ -256,11 +301,7 @@ impl<'a> Cursor<'a> {
                 _ => return self.fail(start, PLACES),
             }
         }
-        if !self.skip('=') {
-            return self.fail(self.at, "= and what to do: zero, mean, scale, add or replace");
-        }
-        let action = action(&mut self)?;
-        Ok(EditText { site, positions, heads, action })
+        Ok((site, positions, heads))
     }
 
     fn positions(&mut self) -> Result<Where> {
@@ -395,5 +436,14 @@ mod tests {
             assert!(expected.contains(may), "{text}: {expected}");
         }
         assert!(EditText::steer("h.3=zero").is_err());
+        for (text, place, may) in [
+            ("h.3=zero", 4, "nothing more"),
+            ("h.3:new", 5, "A..B"),
+            ("h.3:positions=2..", 5, "A..B"),
+            ("h.3:heads=", 11, "head's number"),
+        ] {
+            let Err(Error::Syntax { at, expected, .. }) = patch(text) else { panic!("{text}") };
+            assert!(at == place && expected.contains(may), "{text}: {at} {expected}");
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! The effects, by the method that was chosen.
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use transformer_utils::{
+    edits,
     lens::{Columns, Grid, Shading},
     models::Input,
     partial::{
@@ -37,6 +38,7 @@ pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
     );
     if flags.method != Method::Patch {
         ensure!(flags.memory.is_none(), "--memory is for --method patch");
+        ensure!(flags.to.is_none(), "--to is for --method patch");
         ensure!(flags.direction == Direction::CleanIntoCorrupted, "--direction is for --method patch; swap the texts");
     }
     let question = ask(flags, opened, pair)?;
@@ -103,6 +105,12 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
         });
     for pattern in patterns(flags, by) {
         patching = patching.sites(pattern.as_str())?;
+    }
+    if let Some(receiver) = &flags.to {
+        patching = patching.received_at(edits::patch(receiver).with_context(|| format!("--to {receiver}"))?);
+    }
+    if flags.through_mlps {
+        patching = patching.through_mlps();
     }
     if let Some(positions) = &flags.positions {
         patching = patching.positions(positions.within(pair.clean.len() as i64)?);

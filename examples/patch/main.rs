@@ -30,8 +30,19 @@ use transformer_utils::{
 };
 
 /// The flags that say what effects to measure.
-const MEASURING: [&str; 9] =
-    ["answer", "wrong", "metric", "method", "sites", "by", "direction", "memory", "beside_patching"];
+const MEASURING: [&str; 11] = [
+    "answer",
+    "wrong",
+    "metric",
+    "method",
+    "sites",
+    "by",
+    "direction",
+    "to",
+    "through_mlps",
+    "memory",
+    "beside_patching",
+];
 
 /// Find the places that make a model say one thing and not another.
 ///
@@ -73,6 +84,15 @@ struct Flags {
     /// Which run is given values of the other: the corrupted (what suffices) or the clean one (what is needed).
     #[arg(long, value_enum, value_name = "DIRECTION", default_value_t = Direction::CleanIntoCorrupted)]
     direction: Direction,
+
+    /// Path patching: count only what of a patch arrives at this place along the residual stream, such as h.5.attn.q:heads=1, or h.11
+    /// for what twelve layers' parts say to the logits themselves.
+    #[arg(long, value_name = "NAME[:heads=LIST]")]
+    to: Option<String>,
+
+    /// With --to, let the MLPs on the way answer to the patch.
+    #[arg(long, requires = "to")]
+    through_mlps: bool,
 
     /// Memory for patching, in MiB [default: 1024].
     #[arg(long, value_name = "MIB")]

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use transformer_utils::{
     lowmem::{Dtype, LoadOptions},
-    models::{Input, Model},
-    partial::{Effects, Metric, Patching},
+    models::{Input, Model, Point, Site},
+    partial::{Effects, Metric, Patch, Patching},
     tch::{Kind, Tensor},
 };
 
@@ -57,6 +57,12 @@ fn patches_give_what_they_give_in_transformer_lens() {
         check("z", sweep("h.*.attn.z").each_head(), false);
         check("q", sweep("h.*.attn.q").each_head(), false);
         check("pattern", sweep("h.*.attn.pattern").each_head(), false);
+        let last = model.config().layers() - 1;
+        let heads = || sweep("h.*.attn.z").each_head();
+        let queries = || Patch::at(Site::block(last, Point::HeadQuery)).heads(0..1);
+        check("path/q", heads().received_at(queries()), false);
+        check("path/q_mlps", heads().received_at(queries()).through_mlps(), false);
+        check("path/stream", heads().received_at(Patch::at(Site::block(last, Point::Output))), false);
         check("z_by_pos", sweep("h.*.attn.z").each_head().each_position(), true);
     }
 }

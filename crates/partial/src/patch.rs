@@ -1,6 +1,7 @@
 //! Activation patching: what a value of one run does in another.
 
 mod budget;
+mod path;
 pub(crate) mod places;
 mod plan;
 mod sweep;
@@ -11,6 +12,7 @@ use models::{AsSite, Input, Model, Prompt, Site};
 
 use crate::{Columns, Effects, Error, Metric, Result};
 
+use path::Path;
 pub use places::Patch;
 use places::{Resolved, Resolver};
 
@@ -135,6 +137,8 @@ pub struct Patching<'a> {
     direction: Direction,
     budget: u64,
     read_at: Option<i64>,
+    receiver: Option<Patch>,
+    through_mlps: bool,
     progress: Option<Progress<'a>>,
 }
 
@@ -174,6 +178,8 @@ impl<'a> Patching<'a> {
             direction: Direction::default(),
             budget: Self::MEMORY,
             read_at: None,
+            receiver: None,
+            through_mlps: false,
             progress: None,
         })
     }
@@ -237,6 +243,39 @@ impl<'a> Patching<'a> {
         self
     }
 
+    /// Path patching (Wang et al., 2022; Goldowsky-Dill et al., 2023): a patch counts only by what of it arrives at `receiver`
+    /// directly, along the residual stream. With the patch made, whatever attention and MLPs on the way add to the stream stays what it is
+    /// without it; what then stands at the receiver is put into another run without the patch, and the metric is that run's. So a
+    /// place after the receiver has no effect, and `h.11`, the last stream of twelve blocks, receives what a place says to the logits itself.
+    ///
+    /// ```
+    /// # use models::{Config, Model};
+    /// # use partial::{Metric, Patch, Patching};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// // Which heads speak to the queries of head 1 in the last layer?
+    /// let patched = Patching::new(&model, [1, 2, 3, 4], [1, 5, 3, 4])?
+    ///     .sites("h.*.attn.z")?
+    ///     .each_head()
+    ///     .received_at(Patch::at("h.2.attn.q").heads(1..2))
+    ///     .run(&Metric::logit_difference([7], [8]))?;
+    /// let effects = &patched.effects;
+    /// assert_eq!(effects.values[2], [effects.corrupted.unwrap(); 2]); // the heads of the last layer speak to none of its queries
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn received_at(mut self, receiver: Patch) -> Self {
+        self.receiver = Some(receiver);
+        self
+    }
+
+    /// With [`Patching::received_at`], lets the MLPs on the way answer to the patch, as Wang et al. do: only what attention adds stays.
+    pub fn through_mlps(mut self) -> Self {
+        self.through_mlps = true;
+        self
+    }
+
     /// Is called after each batch.
     pub fn on_progress(mut self, progress: impl Fn(PatchProgress) + 'a) -> Self {
         self.progress = Some(Box::new(progress));
@@ -268,12 +307,19 @@ impl<'a> Patching<'a> {
         self.effects(Grid { rows, columns: Columns::Whole, cells }, metric)
     }
 
-    fn effects(&self, grid: Grid, metric: &Metric) -> Result<Patched> {
+    fn effects(&self, mut grid: Grid, metric: &Metric) -> Result<Patched> {
+        let resolver = self.resolver()?;
+        let path =
+            self.receiver.as_ref().map(|receiver| Path::new(&resolver, receiver, self.through_mlps)).transpose()?;
+        if let Some(path) = &path {
+            let out_of_reach = |patch: &&mut Resolved| !path.reaches(self.model, patch);
+            grid.cells.iter_mut().flatten().flatten().filter(out_of_reach).for_each(|patch| patch.first = None);
+        }
         let patches: Vec<&Resolved> = grid.cells.iter().flatten().flatten().collect();
         if patches.is_empty() {
             return Err(Error::NoPatches);
         }
-        let found = sweep::run(self, &patches, metric)?;
+        let found = sweep::run(self, &resolver, &patches, path.as_ref(), metric)?;
         let (clean, corrupted) = match self.direction {
             Direction::CleanIntoCorrupted => (found.source, found.base),
             Direction::CorruptedIntoClean => (found.base, found.source),
@@ -282,7 +328,7 @@ impl<'a> Patching<'a> {
         let mut value = |cell: &Option<Resolved>| cell.as_ref().and_then(|_| values.next()).unwrap_or(f64::NAN);
         let values = grid.cells.iter().map(|row| row.iter().map(&mut value).collect()).collect();
         let effects = Effects {
-            method: "patched".to_owned(),
+            method: if path.is_some() { "path patched" } else { "patched" }.to_owned(),
             metric: metric.to_string(),
             rows: grid.rows,
             columns: grid.columns,

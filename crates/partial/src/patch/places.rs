@@ -127,6 +127,13 @@ pub(super) struct Resolved {
     pub(super) first: Option<i64>,
 }
 
+impl Resolved {
+    /// Its places at a site, as far as a run from position `first` on computes them: what lies before does not differ.
+    pub(super) fn at(&self, site: Site, first: i64) -> impl Iterator<Item = &Spot> {
+        self.spots.iter().filter(move |spot| spot.place.site == site && spot.positions.end > first)
+    }
+}
+
 /// What patches are checked against.
 pub(super) struct Resolver<'a> {
     pub(super) model: &'a Model,

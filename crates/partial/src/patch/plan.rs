@@ -28,12 +28,15 @@ pub(super) struct Batch {
     pub(super) first: i64,
     /// Which patches.
     pub(super) members: Vec<usize>,
+    /// Bytes that each of them takes.
+    pub(super) bytes: u64,
 }
 
 /// Batches of all patches that change something, in the order of their starts. `latest` is the last position that a run may begin
-/// at; of `budget` bytes, `held` are taken.
+/// at; of `budget` bytes, `held` are taken. Besides its own sites each run changes, or reads, those of `others`.
 pub(super) fn batches(
     patches: &[&Resolved],
+    others: &[Site],
     costs: &Costs,
     latest: i64,
     (held, budget): (u64, u64),
@@ -53,14 +56,14 @@ pub(super) fn batches(
         members.sort_unstable();
         let mut rest = members.into_iter().peekable();
         while let Some((first, index)) = rest.next() {
-            let row = costs.run(first, sites);
+            let row = costs.run(first, &[sites, others].concat());
             let fitting = budget.saturating_sub(held) / row.max(1);
             if fitting == 0 {
                 return Err(Error::MemoryBudget { needed: held + row, budget });
             }
             let positions = ((costs.length - first) * costs.pairs).max(1) as u64;
             let most = fitting.min(ENOUGH / positions).max(1) as usize;
-            let mut batch = Batch { begin, sites: sites.to_vec(), first, members: vec![index] };
+            let mut batch = Batch { begin, sites: sites.to_vec(), first, members: vec![index], bytes: row };
             let mut in_vain = 0;
             while let Some((_, index)) = rest.next_if(|(next, _)| {
                 in_vain += (next - first) * costs.pairs;

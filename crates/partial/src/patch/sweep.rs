@@ -8,6 +8,7 @@ use tch::{Kind, TchError, Tensor};
 use super::{
     PatchProgress, PatchReport, Patching,
     budget::Costs,
+    path::Path,
     places::{Begin, Resolved, Resolver, Spot},
     plan::{Batch, batches},
 };
@@ -24,9 +25,14 @@ pub(super) struct Found {
     pub(super) report: PatchReport,
 }
 
-pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -> Result<Found> {
+pub(super) fn run(
+    patching: &Patching,
+    resolver: &Resolver,
+    patches: &[&Resolved],
+    path: Option<&Path>,
+    metric: &Metric,
+) -> Result<Found> {
     let model = patching.model;
-    let resolver = patching.resolver()?;
     metric.check(resolver.pairs, model.architecture().vocabulary)?;
     let (base, source) = patching.base_and_source();
     // Positions of one's own may come in any order, and what a rotation does can depend on the largest.
@@ -35,7 +41,14 @@ pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -
     // Two positions at least: a single one is multiplied by other kernels.
     let latest = if splits { least_read.min(resolver.length - 2).max(0) } else { 0 };
     let costs = Costs { model, pairs: resolver.pairs, length: resolver.length };
-    let (sites, starts) = needed(patches);
+    let (sites, mut starts) = needed(patches);
+    if let Some(path) = path {
+        let begin = if let Begin::Stream(site) = path.receiver.begin { Some(site) } else { None };
+        let more = path.kept(model, patches).into_iter().chain(begin);
+        more.for_each(|site| add(&mut starts, site));
+    }
+    // What a patched run changes, for a path in two runs.
+    let received = path.map_or(&[][..], |path| &path.receiver.sites);
     let after_others = patches.iter().any(|patch| patch.first.is_some_and(|first| first.min(latest) > 0));
     let held = sites.iter().chain(&starts).map(|&site| costs.kept(site)).sum::<u64>()
         + if after_others { costs.cache() } else { 0 };
@@ -45,8 +58,8 @@ pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -
     if needed > patching.budget {
         return Err(Error::MemoryBudget { needed, budget: patching.budget });
     }
-    let batches = batches(patches, &costs, latest, (held, patching.budget))?;
-    let largest = batches.iter().map(|batch| batch.members.len() as u64 * costs.run(batch.first, &batch.sites)).max();
+    let batches = batches(patches, received, &costs, latest, (held, patching.budget))?;
+    let largest = batches.iter().map(|batch| batch.members.len() as u64 * batch.bytes).max();
     let mut report = PatchReport {
         patches: patches.len(),
         unchanged: patches.iter().filter(|patch| patch.first.is_none()).count(),
@@ -55,12 +68,13 @@ pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -
         bytes: needed.max(held + largest.unwrap_or(0)),
         ..PatchReport::default()
     };
-    let reader = Reader::new(model, &resolver, metric);
+    let reader = Reader::new(model, resolver, metric);
     tch::no_grad(|| {
         let taken = reader.run_whole(source, &sites, None)?;
         let mut cache = after_others.then(KvCache::new);
         let kept = reader.run_whole(base, &starts, cache.as_mut())?;
-        let sweep = Sweep { reader: &reader, base, taken: &taken.values, kept: &kept.values, cache: cache.as_ref() };
+        let sweep =
+            Sweep { reader: &reader, base, taken: &taken.values, kept: &kept.values, path, cache: cache.as_ref() };
         let mut values = vec![kept.metric; patches.len()];
         let mut done = report.unchanged;
         for batch in &batches {
@@ -89,11 +103,6 @@ pub(super) fn run(patching: &Patching, patches: &[&Resolved], metric: &Metric) -
 /// The sites whose values are put in, and the streams at which patched runs begin, each once.
 fn needed(patches: &[&Resolved]) -> (Vec<Site>, Vec<Site>) {
     let (mut sites, mut starts) = (Vec::new(), Vec::new());
-    let add = |list: &mut Vec<Site>, site| {
-        if !list.contains(&site) {
-            list.push(site);
-        }
-    };
     for patch in patches.iter().filter(|patch| patch.first.is_some()) {
         patch.sites.iter().for_each(|&site| add(&mut sites, site));
         if let Begin::Stream(site) = patch.begin {
@@ -101,6 +110,12 @@ fn needed(patches: &[&Resolved]) -> (Vec<Site>, Vec<Site>) {
         }
     }
     (sites, starts)
+}
+
+fn add(list: &mut Vec<Site>, site: Site) {
+    if !list.contains(&site) {
+        list.push(site);
+    }
 }
 
 type Values = HashMap<Site, Tensor>;
@@ -130,13 +145,9 @@ impl<'a> Reader<'a> {
 
     /// Runs an input, keeping `sites`; with a cache, also every block's keys and values.
     fn run_whole(&self, input: &Input, sites: &[Site], cache: Option<&mut KvCache>) -> Result<Whole> {
-        let mut watch = Watch {
-            changes: Vec::new(),
-            keep: sites,
-            hidden: self.hidden,
-            whole: cache.is_some(),
-            values: Values::new(),
-        };
+        let until = if cache.is_some() { None } else { Some(self.hidden) };
+        let keep = sites.iter().copied().chain([self.hidden]).collect();
+        let mut watch = Watch { keep, until, ..Watch::default() };
         // Logits of all positions are not needed, but where they are narrowed before what is read.
         let at = if self.hidden == Site::PROJECTED { LogitsAt::All } else { LogitsAt::Last };
         let input = input.clone().logits_at(at);
@@ -195,8 +206,9 @@ struct Sweep<'a> {
     base: &'a Input,
     /// What is put in.
     taken: &'a Values,
-    /// Where runs begin.
+    /// Where runs begin, and what stays as it is along a path.
     kept: &'a Values,
+    path: Option<&'a Path>,
     cache: Option<&'a KvCache>,
 }
 
@@ -204,53 +216,94 @@ impl Sweep<'_> {
     /// The metric of each patched run, and how many blocks they went through.
     fn batch(&self, batch: &Batch, patches: &[&Resolved]) -> Result<(Vec<f64>, usize)> {
         let reader = self.reader;
-        let text = match batch.begin {
+        let changes = self.changes(batch, patches)?;
+        let read = |changes, begin, before| {
+            let watch = Watch { changes, keep: vec![reader.hidden], until: Some(reader.hidden), ..Watch::default() };
+            let (values, blocks) = self.go(batch.first, patches.len(), begin, watch)?;
+            Ok((reader.metric_of(reader.value(&values, reader.hidden)?, batch.first)?, before + blocks))
+        };
+        let Some(path) = self.path else { return read(changes, batch.begin, 0) };
+        let kept = path.frozen(reader.model, &batch.sites).into_iter();
+        let frozen =
+            kept.map(|site| Ok((site, reader.value(self.kept, site)?.shallow_clone()))).collect::<Result<_>>()?;
+        let keep = path.receiver.sites.clone();
+        let watch =
+            Watch { changes, frozen, keep, until: Some(path.deepest()), first: batch.first, ..Watch::default() };
+        let (arrived, blocks) = self.go(batch.first, patches.len(), batch.begin, watch)?;
+        read(self.received(batch, path, &arrived, patches.len())?, path.receiver.begin, blocks)
+    }
+
+    /// Runs the input without a patch from a place on, once for each of a batch: what the observer kept, and the blocks.
+    fn go(&self, first: i64, runs: usize, begin: Begin, mut watch: Watch) -> Result<(Values, usize)> {
+        let reader = self.reader;
+        let text = match begin {
             Begin::Tokens => self.base.clone(),
             Begin::Stream(site) => self.base.resumed_at(site, reader.value(self.kept, site)?.shallow_clone()),
         };
-        let text = text.logits_at(LogitsAt::All).without_first(batch.first)?.repeated(patches.len() as i64)?;
-        let mut watch = Watch {
-            changes: self.changes(batch, patches)?,
-            keep: &[],
-            hidden: reader.hidden,
-            whole: false,
-            values: Values::new(),
-        };
-        let outcome = match self.prefix(batch.first)? {
+        let text = text.logits_at(LogitsAt::All).without_first(first)?.repeated(runs as i64)?;
+        let outcome = match self.prefix(first)? {
             Some(prefix) => reader.model.forward_after(&text, &prefix, &mut watch),
             None => reader.model.forward(&text, &mut watch),
         }
         .map_err(unwrap_own)?;
-        let values = reader.metric_of(reader.value(&watch.values, reader.hidden)?, batch.first)?;
-        Ok((values, outcome.blocks_run))
+        Ok((watch.values, outcome.blocks_run))
     }
 
     fn prefix(&self, first: i64) -> Result<Option<Prefix>> {
         Ok(self.cache.filter(|_| first > 0).map(|cache| cache.prefix(first)).transpose()?)
     }
 
-    fn changes<'s>(&'s self, batch: &Batch, patches: &[&'s Resolved]) -> Result<Vec<(Site, Vec<Change<'s>>)>> {
-        let pairs = self.reader.pairs;
-        let at = |site: Site| -> Result<_> {
+    fn changes<'s>(&self, batch: &Batch, patches: &[&'s Resolved]) -> Result<Vec<(Site, Vec<Change<'s>>)>> {
+        let at = |&site: &Site| -> Result<_> {
             let source = self.reader.value(self.taken, site)?;
             let mut changes = Vec::new();
             for (index, patch) in patches.iter().enumerate() {
-                let rows = index as i64 * pairs..(index as i64 + 1) * pairs;
-                let here = patch.spots.iter().filter(|spot| spot.place.site == site);
-                // What lies before the first computed position does not differ.
-                let here = here.filter(|spot| spot.positions.end > batch.first);
-                changes.extend(here.map(|spot| Change { spot, source, rows: rows.clone(), first: batch.first }));
+                for spot in patch.at(site, batch.first) {
+                    let rows = self.rows(index);
+                    changes.push(Change { spot, source: source.shallow_clone(), begins: 0, rows, first: batch.first });
+                }
             }
             Ok((site, changes))
         };
-        batch.sites.iter().map(|&site| at(site)).collect()
+        batch.sites.iter().map(at).collect()
+    }
+
+    /// What arrived at the end of a path in each run of a batch, as changes to other runs.
+    fn received<'s>(
+        &self,
+        batch: &Batch,
+        path: &'s Path,
+        arrived: &Values,
+        runs: usize,
+    ) -> Result<Vec<(Site, Vec<Change<'s>>)>> {
+        let at = |&site: &Site| -> Result<_> {
+            let all = self.reader.value(arrived, site)?;
+            let mut changes = Vec::new();
+            for (spot, run) in
+                path.receiver.at(site, batch.first).flat_map(|spot| (0..runs).map(move |run| (spot, run)))
+            {
+                let rows = self.rows(run);
+                let source = narrow(site, all, 0, &rows, "rows")?;
+                changes.push(Change { spot, source, begins: batch.first, rows, first: batch.first });
+            }
+            Ok((site, changes))
+        };
+        path.receiver.sites.iter().map(at).collect()
+    }
+
+    /// The rows of a batch that belong to one of its runs.
+    fn rows(&self, run: usize) -> std::ops::Range<i64> {
+        let pairs = self.reader.pairs;
+        run as i64 * pairs..(run as i64 + 1) * pairs
     }
 }
 
-/// A part of the source's value that goes into some rows of a batch.
+/// A part of another run's value that goes into some rows of a batch.
 struct Change<'a> {
     spot: &'a Spot,
-    source: &'a Tensor,
+    source: Tensor,
+    /// The position that the source begins at.
+    begins: i64,
     rows: std::ops::Range<i64>,
     /// The first position of the batch.
     first: i64,
@@ -262,34 +315,48 @@ impl Change<'_> {
         let place = &self.spot.place;
         let site = place.site;
         let positions = self.spot.positions.start.max(self.first)..self.spot.positions.end;
-        let of_batch = positions.start - self.first..positions.end - self.first;
-        let part = |tensor: &Tensor, positions| -> Result<Tensor> {
-            let chosen = narrow(site, tensor, place.positions()?, positions, "positions")?;
+        let part = |tensor: &Tensor, begins: i64| -> Result<Tensor> {
+            let within = positions.start - begins..positions.end - begins;
+            let chosen = narrow(site, tensor, place.positions()?, &within, "positions")?;
             match (&self.spot.heads, place.heads) {
                 (Some(heads), Some(dimension)) => narrow(site, &chosen, dimension, heads, "heads"),
                 _ => Ok(chosen),
             }
         };
         let rows = narrow(site, value, 0, &self.rows, "rows")?;
-        let mut into = part(&rows, &of_batch)?;
-        let copied = into.f_copy_(&part(self.source, &positions)?);
+        let mut into = part(&rows, self.first)?;
+        let copied = into.f_copy_(&part(&self.source, self.begins)?);
         copied.map(drop).map_err(|source| Error::Torch { at: site.to_string(), source })
     }
 }
 
 /// Makes changes and keeps values.
+#[derive(Default)]
 struct Watch<'a> {
     changes: Vec<(Site, Vec<Change<'a>>)>,
-    keep: &'a [Site],
-    hidden: Site,
-    /// Whether the run goes on to the logits.
-    whole: bool,
+    /// Values, of all positions, that stay those of one run of the input.
+    frozen: Vec<(Site, Tensor)>,
+    /// The first position of the run.
+    first: i64,
+    keep: Vec<Site>,
+    /// How far the run goes; without, to the logits.
+    until: Option<Site>,
     values: Values,
+}
+
+impl Watch<'_> {
+    fn frozen(&self, site: Site, value: &Tensor) -> Result<Option<Tensor>, TchError> {
+        let Some((_, whole)) = self.frozen.iter().find(|(frozen, _)| *frozen == site) else { return Ok(None) };
+        let (rows, positions, _) = value.size3()?;
+        let own = whole.f_narrow(1, self.first, positions)?;
+        own.f_repeat([rows / own.size().first().copied().unwrap_or(1).max(1), 1, 1]).map(Some)
+    }
 }
 
 impl Observer for Watch<'_> {
     fn wants(&self, site: Site) -> bool {
-        site == self.hidden || self.keep.contains(&site) || self.changes.iter().any(|(changed, _)| *changed == site)
+        let changed = self.changes.iter().map(|(site, _)| site).chain(self.frozen.iter().map(|(site, _)| site));
+        self.keep.iter().chain(changed).any(|wanted| *wanted == site)
     }
 
     fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
@@ -302,13 +369,15 @@ impl Observer for Watch<'_> {
             }
             None => None,
         };
-        if site == self.hidden || self.keep.contains(&site) {
+        if self.keep.contains(&site) {
             self.values.insert(site, changed.as_ref().unwrap_or(value).shallow_clone());
         }
-        Ok(changed.map_or(Action::Continue, Action::Replace))
+        // What a place receives is kept before it goes no further.
+        let next = self.frozen(site, value)?.or(changed);
+        Ok(next.map_or(Action::Continue, Action::Replace))
     }
 
     fn deepest(&self) -> Option<Site> {
-        (!self.whole).then_some(self.hidden)
+        self.until
     }
 }

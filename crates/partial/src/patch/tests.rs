@@ -1,6 +1,7 @@
 //! Patched runs against whole runs with an edit, one by one; what is refused; how batches are made.
 
 mod memory;
+mod paths;
 mod refused;
 
 use models::{Config, LogitsAt};
