@@ -36,7 +36,9 @@ impl<T: Send + 'static> Team<T> {
 
     /// How many take part.
     pub(crate) fn size() -> usize {
-        thread::available_parallelism().map_or(1, NonZero::get)
+        // Asked once: on Linux the answer is in files, and takes as long to read as a small product.
+        static SIZE: OnceLock<usize> = OnceLock::new();
+        *SIZE.get_or_init(|| thread::available_parallelism().map_or(1, NonZero::get))
     }
 
     /// The results of `work` for the shares `0..shares`, in their order: this thread does the first, others the rest. Where others are
