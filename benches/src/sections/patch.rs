@@ -43,5 +43,9 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let planned = middle(&ours, &format!("patch_{sweep}_planned"))?;
         bench.add(Figure::new(format!("{what}: the most memory, as planned"), planned, Unit::Mebibytes, &command));
     }
+    let what = format!("{name}: attribution patching of every stream at every position, {TOKENS} tokens");
+    let figure = Figure::new(what, middle(&ours, "patch_attribution")?, Unit::Seconds, &command);
+    let floor = middle(&ours, "forward_backward")?;
+    bench.add(figure.against("one forward and backward", floor).asked(Asked::TimesAtMost(3.0)));
     Ok(())
 }

@@ -1,6 +1,11 @@
 //! Activation patching over a grid.
 
-use transformer_utils::partial::{Metric, Patched, Patching};
+use anyhow::Context;
+use transformer_utils::{
+    models::{NoObserver, Site},
+    partial::{AttributionPatching, Metric, Patched, Patching, partial_forward},
+    tch::Tensor,
+};
 
 use super::{Bench, Figure, Input, Result, peak_private, timed, turns};
 
@@ -18,9 +23,29 @@ impl Bench {
         let positions =
             || -> Result<Patched> { Ok(patching()?.sites("blocks.*.hook_resid_pre")?.each_position().run(&metric)?) };
         let heads = || -> Result<Patched> { Ok(patching()?.sites("h.*.attn.z")?.each_head().run(&metric)?) };
-        let [of_positions, of_heads] = turns(self.repeats, [&|| timed(positions), &|| timed(heads)])?;
-        let mut figures =
-            vec![Figure::new("patch_positions", "s", of_positions), Figure::new("patch_heads", "s", of_heads)];
+        let attribution = || -> Result<_> {
+            let attribution = AttributionPatching::new(&self.model, &clean, &corrupted)?;
+            Ok(attribution.sites("h.*")?.each_position().run(&metric)?)
+        };
+        // What an attribution cannot do without: one forward whose logits are differentiated by the stream.
+        let gradients = || -> Result<Tensor> {
+            let stream = partial_forward(&self.model, &[Site::INPUT], &corrupted)?;
+            let stream = stream.get(Site::INPUT)?.detach().set_requires_grad(true);
+            let run = self.model.forward(&corrupted.resumed_at(Site::INPUT, stream.shallow_clone()), &mut NoObserver)?;
+            let logits = run.logits.context("the run was stopped")?.f_select(1, -1)?;
+            metric.of(&logits)?.f_sum(None)?.f_backward()?;
+            Ok(stream.f_grad()?)
+        };
+        let [of_positions, of_heads, attributed, floor] = turns(
+            self.repeats,
+            [&|| timed(positions), &|| timed(heads), &|| timed(attribution), &|| timed(gradients)],
+        )?;
+        let mut figures = vec![
+            Figure::new("patch_positions", "s", of_positions),
+            Figure::new("patch_heads", "s", of_heads),
+            Figure::new("patch_attribution", "s", attributed),
+            Figure::new("forward_backward", "s", floor),
+        ];
         for (name, patched) in [("positions", &positions as &dyn Fn() -> Result<Patched>), ("heads", &heads)] {
             let (before, _) = peak_private(|| Ok(()))?;
             let (peak, patched) = peak_private(patched)?;
