@@ -4,7 +4,7 @@ use anyhow::Context;
 use transformer_utils::{
     models::{NoObserver, Site},
     partial::{AttributionPatching, Metric, Patched, Patching, partial_forward},
-    tch::Tensor,
+    tch::{Tensor, with_grad},
 };
 
 use super::{Bench, Figure, Input, Result, peak_private, timed, turns};
@@ -29,12 +29,15 @@ impl Bench {
         };
         // What an attribution cannot do without: one forward whose logits are differentiated by the stream.
         let gradients = || -> Result<Tensor> {
-            let stream = partial_forward(&self.model, &[Site::INPUT], &corrupted)?;
-            let stream = stream.get(Site::INPUT)?.detach().set_requires_grad(true);
-            let run = self.model.forward(&corrupted.resumed_at(Site::INPUT, stream.shallow_clone()), &mut NoObserver)?;
-            let logits = run.logits.context("the run was stopped")?.f_select(1, -1)?;
-            metric.of(&logits)?.f_sum(None)?.f_backward()?;
-            Ok(stream.f_grad()?)
+            with_grad(|| {
+                let stream = partial_forward(&self.model, &[Site::INPUT], &corrupted)?;
+                let stream = stream.get(Site::INPUT)?.detach().set_requires_grad(true);
+                let run =
+                    self.model.forward(&corrupted.resumed_at(Site::INPUT, stream.shallow_clone()), &mut NoObserver)?;
+                let logits = run.logits.context("the run was stopped")?.f_select(1, -1)?;
+                metric.of(&logits)?.f_sum(None)?.f_backward()?;
+                Ok(stream.f_grad()?)
+            })
         };
         let [of_positions, of_heads, attributed, floor] = turns(
             self.repeats,
