@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use transformer_utils::{
-    corpus::{self, Aggregates, Corpus, Job, Merged, Parquet, Piece, Progress, Safetensors, Sink},
+    corpus::{self, Aggregates, Corpus, Job, Merged, Piece, Progress, Safetensors, Sink},
     lowmem::Dtype,
     text::Tokenizer,
 };
@@ -24,7 +24,7 @@ use crate::common::{
 
 /// What `--help` says below the flags.
 pub const HELP: &str = r#"Many texts:
-  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on.
+  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on. Parquet and stores need a build with --features parquet,object-store.
 
   The folder gets activations-00000.safetensors and so on and, when all of them are there, index.jsonl with one line a text, in the order of the corpus:
 
@@ -179,13 +179,16 @@ impl CorpusFlags {
             Some(Format::Aggregates) => {
                 Box::new(Aggregates::create(out)?.covariance(self.covariance).top(self.top.unwrap_or(0)))
             }
+            #[cfg(feature = "parquet")]
             Some(Format::Parquet) => {
-                let sink = Parquet::create(out)?;
+                let sink = corpus::Parquet::create(out)?;
                 Box::new(match self.shuffle {
                     Some(seed) => sink.shuffle(seed),
                     None => sink,
                 })
             }
+            #[cfg(not(feature = "parquet"))]
+            Some(Format::Parquet) => bail!("--format parquet: build with --features parquet"),
             _ => {
                 let sink = Safetensors::create(out)?;
                 Box::new(match self.shuffle {

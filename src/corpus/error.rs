@@ -27,7 +27,7 @@ pub enum Error {
         expected: String,
     },
     /// An address or a format that this build cannot read or write.
-    #[error("{place}: needs the feature {feature} of transformer-utils")]
+    #[error("{place}: needs a build with --features {feature}")]
     NeedsFeature {
         /// The file or address.
         place: String,

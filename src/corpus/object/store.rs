@@ -185,3 +185,40 @@ impl Read for Reader {
         Ok(taken.len())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use object_store::memory::InMemory;
+
+    use super::*;
+
+    #[test]
+    fn objects_are_created_once_and_read_in_ranges() {
+        let store: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let folder = Object { store, root: "memory://".into(), path: Path::from("acts") };
+        assert!(folder.list().unwrap().is_empty());
+        let job = folder.join("job.json");
+        assert_eq!((job.size().unwrap(), job.read().unwrap()), (None, None));
+        assert!(job.create(b"first").unwrap());
+        assert!(!job.create(b"second").unwrap());
+        assert_eq!(job.read().unwrap().unwrap(), b"first");
+
+        let bytes: Vec<u8> = (0..300_000_u32).map(|number| number as u8).collect();
+        let (one, other) = bytes.split_at(100_000);
+        let object = folder.join("data/a.txt");
+        object.write(vec![one.to_vec(), other.to_vec()]).unwrap();
+        for (start, ahead) in [(0, 0), (5, 70_000), (299_999, 1), (300_000, 9), (0, 1 << 40)] {
+            let mut read = Vec::new();
+            object.reader(start, 300_000, ahead).read_to_end(&mut read).unwrap();
+            assert!(read == bytes[start as usize..], "{start}, {ahead}");
+        }
+        assert_eq!(object.range(99_999..100_001).unwrap(), bytes[99_999..100_001]);
+        let mut names: Vec<String> = folder.list().unwrap().into_iter().map(|listed| listed.name).collect();
+        names.sort();
+        assert_eq!(names, ["data/a.txt", "job.json"]);
+        job.remove().unwrap();
+        assert_eq!(job.size().unwrap(), None);
+        // Another's prefix that begins alike is another's.
+        assert!(Object { path: Path::from("act"), ..folder }.list().unwrap().is_empty());
+    }
+}
