@@ -4,6 +4,8 @@
 mod activations;
 mod bad_input;
 mod checkpoints;
+#[cfg(all(feature = "object-store", feature = "parquet"))]
+mod corpora;
 mod edits;
 mod generate;
 mod jacobian_lens;
