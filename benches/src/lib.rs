@@ -112,6 +112,8 @@ pub enum Section {
     Partial,
     /// Activation patching of every position and every head, beside TransformerLens
     Patch,
+    /// Activations of a corpus into files, beside its forwards alone and transformers
+    Corpus,
     /// Runs to an eighth, a quarter, a half and all of the blocks, beside those shares of a whole forward
     Depth,
     /// The lens: time, memory, and from start to picture; the tuned lens

@@ -13,6 +13,8 @@
 #[allow(dead_code, reason = "the programs need more of it")]
 mod system;
 
+#[path = "inside/corpus.rs"]
+mod corpus;
 #[path = "inside/patch.rs"]
 mod patch;
 
@@ -110,6 +112,8 @@ enum Section {
     Tuned,
     /// Patching the stream before every block at every position, and every head
     Patch,
+    /// Activations of a corpus into files, and its forwards alone
+    Corpus,
 }
 
 /// Everything measured.
@@ -269,6 +273,7 @@ impl Bench {
             Section::Positions => self.positions(),
             Section::Tuned => self.tuned(),
             Section::Patch => self.patch(),
+            Section::Corpus => self.corpus(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! What is measured, one module for each section.
 
 mod convert;
+mod corpus;
 mod depth;
 mod experts;
 mod forward;
@@ -33,6 +34,7 @@ pub fn run(bench: &mut Bench, section: Section) -> Result<()> {
         Section::Start => start::run(bench),
         Section::Partial => partial::run(bench),
         Section::Patch => patch::run(bench),
+        Section::Corpus => corpus::run(bench),
         Section::Lens => lens::run(bench),
         Section::Ratios => ratios::run(bench),
         Section::Experts => experts::run(bench),
