@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -186,6 +186,23 @@ pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option
 pub fn demo_build(arguments: &[OsString]) -> Vec<&'static str> {
     let lean: &[&str] = if arguments.is_empty() { &["--no-default-features", "--features", "plot"] } else { &[] };
     [&["--release"], lean, &["--example", "logit_lens"]].concat()
+}
+
+/// Where Cargo puts what it builds.
+pub fn target(environment: &Environment) -> PathBuf {
+    environment.workspace.join(environment.get("CARGO_TARGET_DIR").unwrap_or(OsStr::new("target")))
+}
+
+/// Builds an example, optimised, and says where it is.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn example(environment: &Environment, name: &str) -> Result<PathBuf> {
+    let mut command = cargo(environment);
+    run(command.args(["build", "--release", "--example", name]))?;
+    let path = target(environment).join("release/examples").join(name);
+    ensure!(path.is_file(), "Cargo built no {}; name a program with --program", path.display());
+    Ok(path)
 }
 
 /// How Cargo builds the tests.
