@@ -53,7 +53,7 @@ enum Task {
     /// Measure every promised figure beside its floor, its limit or a peer, or make the report of what was measured
     ///
     /// The arguments are those of the package `bench`; `cargo xtask bench --help` shows them. `cargo xtask bench repeat`,
-    /// `invariance` or `inside` runs one of its other programs.
+    /// `invariance` or `inside` runs one of its other programs, `capacity` what corpora take on clusters, by computing.
     #[command(disable_help_flag = true)]
     Bench {
         /// For the program, as they are
