@@ -65,8 +65,8 @@
 //! ```
 //!
 //! This crate re-exports four, each usable by itself: [`lowmem`] finds and places weights, [`models`] runs them,
-//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], [`edits`] for
-//! those that people type, [`tuned_lens`] for folders of the tuned-lens package, [`jacobian_lens`] for files that TransformerLens
+//! [`partial`] reads and changes activations, [`lens`] decodes them. What needs several of them is here: [`load`], `corpus` for the
+//! activations of many texts, [`edits`] for those that people type, [`tuned_lens`] for folders of the tuned-lens package, [`jacobian_lens`] for files that TransformerLens
 //! reads, too.
 
 /// Runs the tutorial's snippet as a test.
@@ -78,6 +78,11 @@ struct Tutorial;
 #[cfg(doctest)]
 #[doc = include_str!("../docs/activations.md")]
 struct ActivationsGuide;
+
+/// Runs the snippet of the page about corpora as a test.
+#[cfg(all(doctest, feature = "corpus", feature = "text"))]
+#[doc = include_str!("../docs/corpora.md")]
+struct CorporaGuide;
 
 /// Runs the snippet of the page about patching as a test.
 #[cfg(all(doctest, feature = "text"))]
@@ -96,6 +101,8 @@ pub use models;
 pub use partial;
 pub use tch;
 
+#[cfg(feature = "corpus")]
+pub mod corpus;
 pub mod edits;
 pub mod jacobian_lens;
 pub mod load;

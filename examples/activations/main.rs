@@ -7,8 +7,8 @@ mod sites;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::{Context, Result, ensure};
-use clap::Parser;
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
 use serde::Serialize;
 use transformer_utils::{
     lowmem::{self, Dtype, LoadReport},
@@ -32,8 +32,11 @@ use common::{
 /// Blocks after the deepest name are neither computed nor read from disk. The tensors in --out are called exactly as they
 /// were asked for; in a batch of rows of different lengths the values at padding mean nothing.
 #[derive(Parser)]
-#[command(after_long_help = corpus::HELP)]
+#[command(after_long_help = corpus::HELP, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Flags {
+    #[command(subcommand)]
+    command: Option<Command>,
+
     #[command(flatten)]
     model: ModelFlags,
 
@@ -57,11 +60,11 @@ struct Flags {
     #[arg(long, value_name = "PATH", required_unless_present = "list", help_heading = "Output")]
     out: Option<PathBuf>,
 
-    /// Keep these positions only: A..B with B excluded. The model still reads all.
+    /// Keep these positions only: A..B with B excluded; of many texts, those that each has. The model still reads all.
     #[arg(long, value_name = "A..B", help_heading = "Output")]
     positions: Option<Positions>,
 
-    /// Dtype to write in [default: the dtype of the run].
+    /// Dtype to write in [default: the dtype of the run; of many texts, bf16, in parquet files f32].
     #[arg(long, value_name = "DTYPE", value_parser = ["f32", "bf16", "f16"], help_heading = "Output")]
     store: Option<String>,
 
@@ -82,11 +85,19 @@ struct Flags {
     corpus: corpus::CorpusFlags,
 }
 
+#[derive(Subcommand)]
+enum Command {
+    Merge(corpus::MergeFlags),
+}
+
 fn main() -> ExitCode {
     common::main(run)
 }
 
 fn run(flags: Flags) -> Result<()> {
+    if let Some(Command::Merge(merge)) = &flags.command {
+        return merge.run();
+    }
     if let Some(json) = &flags.json {
         output::check_writable(json)?;
     }
@@ -99,15 +110,17 @@ fn run(flags: Flags) -> Result<()> {
     }
     let out = flags.out.as_ref().context("--out is missing")?;
     let store = flags.store.as_deref().map(|name| name.parse::<Dtype>().map_err(anyhow::Error::msg)).transpose()?;
-    if let Some(texts) = flags.input.file.as_ref().filter(|path| corpus::is_corpus(path)) {
-        ensure!(
-            !flags.edits.is_given(),
-            "--edit and --steer change the run over one text; {} holds many",
-            texts.display()
-        );
-        ensure!(flags.positions.is_none(), "--positions chooses positions of one text; {} holds many", texts.display());
-        let job = corpus::Job { texts, out, names: &flags.names, store, flags: &flags.corpus };
-        let report = job.run(&flags.model)?;
+    if let Some(texts) = flags.input.file.as_ref().filter(|path| flags.corpus.is_corpus(path)) {
+        let work = corpus::Work {
+            texts,
+            out,
+            names: &flags.names,
+            store,
+            positions: flags.positions.as_ref(),
+            edits: &flags.edits,
+            flags: &flags.corpus,
+        };
+        let report = work.run(&flags.model)?;
         if let Some(json) = &flags.json {
             output::write_json(json, &report)?;
         }

@@ -24,7 +24,8 @@ pub struct EditFlags {
 }
 
 impl EditFlags {
-    fn all(&self) -> impl Iterator<Item = &EditText> {
+    /// All edits in their order.
+    pub fn all(&self) -> impl Iterator<Item = &EditText> {
         self.edits.iter().chain(&self.steers)
     }
 

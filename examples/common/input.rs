@@ -223,6 +223,12 @@ impl FromStr for Positions {
 }
 
 impl Positions {
+    /// The range in texts of any length, which need not have all of it.
+    pub fn of_any(&self) -> Range<usize> {
+        let end = self.end.and_then(|end| usize::try_from(end).ok()).unwrap_or(usize::MAX);
+        usize::try_from(self.begin).unwrap_or(0)..end
+    }
+
     /// The range within `length` positions.
     ///
     /// # Errors

@@ -4,6 +4,7 @@
 mod activations;
 mod bad_input;
 mod checkpoints;
+mod corpora;
 mod edits;
 mod generate;
 mod jacobian_lens;

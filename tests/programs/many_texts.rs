@@ -1,4 +1,4 @@
-//! `activations --file TEXTS.jsonl`: values, index, pieces, going on after a kill.
+//! `activations` over a corpus: values, index, pieces, going on after kills, what is refused.
 
 use std::{collections::HashMap, fs, path::Path, process::Stdio, time::Duration};
 
@@ -24,7 +24,24 @@ fn write_corpus(path: &Path) {
 }
 
 fn arguments<'a>(model: &'a str, corpus: &'a str, out: &'a str) -> Vec<&'a str> {
-    vec!["--model", model, "--file", corpus, "--names", NAMES, "--out", out, "--batch-tokens", "24", "--file-mib", "1"]
+    vec!["--model", model, "--file", corpus, "--names", NAMES, "--out", out, "--batch-tokens", "24", "--store", "f32"]
+}
+
+/// Texts of twenty to twenty-four tokens.
+fn write_many(path: &Path, texts: i64) {
+    let line = |number: i64| {
+        let ids: Vec<i64> = (0..20 + number % 5).map(|place| (number * 11 + place * 7) % 61).collect();
+        format!("{}\n", json!({ "id": number, "ids": ids }))
+    };
+    fs::write(path, (0..texts).map(line).collect::<String>()).unwrap();
+}
+
+/// The same files, byte for byte.
+fn assert_same(one: &Path, other: &Path) {
+    assert_eq!(inside(one), inside(other));
+    for name in inside(one) {
+        assert!(fs::read(one.join(&name)).unwrap() == fs::read(other.join(&name)).unwrap(), "{name} differs");
+    }
 }
 
 fn index(path: &Path) -> Vec<Value> {
@@ -83,47 +100,87 @@ fn every_text_has_the_values_it_has_alone() {
 #[test]
 fn pieces_share_a_folder_and_make_the_whole() {
     let folder = tempfile::tempdir().unwrap();
-    let [corpus, out] = ["texts.jsonl", "out"].map(|name| folder.path().join(name));
-    write_corpus(&corpus);
-    let [corpus, out_text] = [&corpus, &out].map(|path| path.display().to_string());
+    let corpus = folder.path().join("texts.jsonl");
+    write_many(&corpus, 1500);
+    let corpus = corpus.display().to_string();
     let model = golden("gpt2_plain");
-    let mut lines = Vec::new();
-    // All at once, as a job array begins.
-    let start = |piece| {
-        let mut running = command("activations");
-        running.args(arguments(&model, &corpus, &out_text)).args(["--shard", piece]);
-        (piece, running.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap())
+    let arguments = |out: &Path| {
+        let base = ["--model", &model, "--file", &corpus, "--names", "h.0.mlp.act,h.1.mlp.act", "--file-mib", "1"];
+        let own = ["--device", "cpu", "--out", out.to_str().unwrap()];
+        base.iter().chain(&own).map(ToString::to_string).collect::<Vec<_>>()
     };
-    for (piece, running) in ["0/3", "2/3", "1/3"].map(start) {
+    let outs = ["whole", "two", "seven"].map(|name| folder.path().join(name));
+    let [whole, two, seven] = &outs;
+    let run = |arguments: Vec<String>| {
+        succeed("activations", &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    run(arguments(whole));
+    let files = inside(whole).into_iter().filter(|name| name.ends_with(".safetensors")).count();
+    assert!(files > 7, "{files} files");
+    assert!(!whole.join("index-0-of-2.jsonl").exists());
+
+    // One after the other, the last first.
+    let merge = |out: &Path| ["merge", out.to_str().unwrap()].map(str::to_owned);
+    run([arguments(two), vec!["--shard".into(), "1/2".into()]].concat());
+    let [command_name, folder_name] = merge(two);
+    let complaint = refuse("activations", &[&command_name, &folder_name]);
+    assert!(complaint.contains("units are missing: 0, 2, 4"), "{complaint}");
+    assert!(!two.join("index.jsonl").exists());
+    run([arguments(two), vec!["--shard".into(), "0/2".into()]].concat());
+    run(merge(two).to_vec());
+    assert_same(whole, two);
+
+    // All at once, as a job array begins.
+    let start = |piece: usize| {
+        let mut running = command("activations");
+        running.args(arguments(seven)).args(["--shard", &format!("{piece}/7")]);
+        running.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    for running in [3, 0, 6, 1, 5, 2, 4].map(start) {
         let output = running.wait_with_output().unwrap();
-        assert!(output.status.success(), "{piece}: {}", String::from_utf8_lossy(&output.stderr));
-        let entries = index(&out.join(format!("index-{}.jsonl", piece.replace('/', "-of-"))));
-        lines.extend(entries.iter().map(|entry| entry["line"].as_u64().unwrap()));
-        if piece == "2/3" {
-            check(&model, &out, &entries);
-        }
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
-    lines.sort_unstable();
-    assert_eq!(lines, (1..=texts().len() as u64).collect::<Vec<_>>());
-    let mut other = arguments(&model, &corpus, &out_text);
-    other.extend(["--shard", "0/2"]);
-    assert!(refuse("activations", &other).contains("pieces"));
-    other.extend(["--shard", "3/3"]);
-    refuse("activations", &other);
+    run(merge(seven).to_vec());
+    assert_same(whole, seven);
+    // Merging is not only for the first time, and tells numbers to programs.
+    let told = succeed("activations", &["merge", seven.to_str().unwrap(), "--json"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((told["units"].as_u64(), told["texts"].as_u64()), (Some(files as u64), Some(1500)));
+    assert_same(whole, seven);
+
+    let lines: Vec<u64> =
+        index(&seven.join("index.jsonl")).iter().map(|entry| entry["line"].as_u64().unwrap()).collect();
+    assert_eq!(lines, (1..=1500).collect::<Vec<_>>());
+
+    // A file that is cut, and one of another unit.
+    let name = seven.join("activations-00001.safetensors");
+    let bytes = fs::read(&name).unwrap();
+    fs::write(&name, &bytes[..bytes.len() - 1]).unwrap();
+    let [command_name, folder_name] = merge(seven);
+    assert!(refuse("activations", &[&command_name, &folder_name]).contains("activations-00001.safetensors"));
+    fs::copy(seven.join("activations-00002.safetensors"), &name).unwrap();
+    assert!(refuse("activations", &[&command_name, &folder_name]).contains("holds unit 2"));
+    let past = seven.join(format!("activations-{files:05}.safetensors"));
+    fs::write(&name, &bytes).unwrap();
+    fs::copy(&name, &past).unwrap();
+    assert!(refuse("activations", &[&command_name, &folder_name]).contains("none of this job"));
+    for wrong in ["3/3", "x", "0/0"] {
+        refuse("activations", &["--file", &corpus, "--names", "h.0", "--out", "o", "--shard", wrong]);
+    }
 }
 
 #[test]
 fn goes_on_after_a_kill_and_refuses_another_job() {
     let folder = tempfile::tempdir().unwrap();
     let [corpus, out] = ["texts.jsonl", "out"].map(|name| folder.path().join(name));
-    // Enough for several files of a MiB.
-    let ids: Vec<i64> = (0..24).collect();
-    let text: String = (0..900).map(|number| format!("{}\n", json!({ "ids": ids[..24 - number % 3] }))).collect();
-    fs::write(&corpus, text).unwrap();
+    write_many(&corpus, 800);
     let [corpus, out_text] = [&corpus, &out].map(|path| path.display().to_string());
     let model = golden("gpt2_plain");
-    let arguments = [&arguments(&model, &corpus, &out_text)[..6], &["--out", &out_text, "--file-mib", "1"]].concat();
-    succeed("activations", &arguments);
+    let arguments = |names, model| {
+        vec!["--model", model, "--file", &corpus, "--names", names, "--out", &out_text, "--file-mib", "1"]
+    };
+    let own = arguments("h.0.mlp.act,h.1.mlp.act", &model);
+    succeed("activations", &own);
     let before = inside(&out);
     let files: Vec<&String> = before.iter().filter(|name| name.ends_with(".safetensors")).collect();
     assert!(files.len() > 3, "{before:?}");
@@ -132,11 +189,12 @@ fn goes_on_after_a_kill_and_refuses_another_job() {
     // As a kill leaves it: one file missing, another half-written beside it, no index.
     fs::remove_file(out.join(files[2])).unwrap();
     fs::remove_file(out.join("index.jsonl")).unwrap();
-    fs::write(out.join(format!(".{}.1.tmp", files[2])), "half").unwrap();
+    fs::write(out.join(format!(".{}.aBc123.tmp", files[2])), "half").unwrap();
+    fs::write(out.join(".job.json.aBc123.tmp"), "half").unwrap();
     let times = |name: &String| fs::metadata(out.join(name)).unwrap().modified().unwrap();
     let time = times(files[0]);
     let report = folder.path().join("report.json").display().to_string();
-    succeed("activations", &[&arguments[..], &["--json", &report]].concat());
+    succeed("activations", &[&own[..], &["--json", &report]].concat());
     let report = crate::program::json(report.as_ref());
     assert_eq!(
         (report["files_written"].as_u64(), report["files_kept"].as_u64()),
@@ -148,14 +206,20 @@ fn goes_on_after_a_kill_and_refuses_another_job() {
         assert!(fs::read(out.join(name)).unwrap() == bytes, "{name} has changed");
     }
 
-    let line = refuse("activations", &[&arguments[..], &["--store", "bf16"]].concat());
-    assert!(line.contains("store"), "{line}");
-    fs::write(&corpus, "[1, 2]\n").unwrap();
-    assert!(refuse("activations", &arguments).contains("line 1"));
-    fs::write(&corpus, "{\"ids\": [1, 2]}\n\n{\"ids\": [1, 99]}\n").unwrap();
-    assert!(refuse("activations", &arguments).contains("line 3"));
-    fs::write(&corpus, "{\"ids\": [1, 2]}\n").unwrap();
-    assert!(refuse("activations", &arguments).contains("another job"));
+    let refused = |arguments: &[&str], field: &str| {
+        let line = refuse("activations", arguments);
+        assert!(line.contains("another job") && line.contains(&format!(": {field} is ")), "{line}");
+    };
+    refused(&[&own[..], &["--store", "f16"]].concat(), "store");
+    refused(&[&own[..], &["--batch-tokens", "100"]].concat(), "batch_tokens");
+    refused(&[&own[..], &["--truncate"]].concat(), "truncate");
+    refused(&[&own[..], &["--edit", "h.0.mlp.act=zero"]].concat(), "edits");
+    refused(&arguments("h.0.mlp.act", &model), "names");
+    let other = golden("gpt2_epsilon");
+    refused(&arguments("h.0.mlp.act,h.1.mlp.act", &other), "model");
+    write_many(corpus.as_ref(), 801);
+    let line = refuse("activations", &own);
+    assert!(line.contains("another job"), "{line}");
     assert_eq!(inside(&out), before);
 }
 
@@ -165,17 +229,13 @@ fn a_killed_run_goes_on_and_ends_like_one_that_was_not() {
     let [corpus, whole, killed, report] =
         ["texts.jsonl", "whole", "killed", "report.json"].map(|name| folder.path().join(name));
     // Some thirty files of a MiB each, of texts that differ.
-    let line = |number: i64| {
-        let ids: Vec<i64> = (0..20 + number % 5).map(|place| (number * 11 + place * 7) % 61).collect();
-        format!("{}\n", json!({ "id": number, "ids": ids }))
-    };
-    fs::write(&corpus, (0..4000).map(line).collect::<String>()).unwrap();
+    write_many(&corpus, 4000);
     let [corpus, whole_text, killed_text, report_text] =
         [&corpus, &whole, &killed, &report].map(|path| path.display().to_string());
     let model = golden("gpt2_plain");
     let arguments = |out| {
         let base = ["--model", &model, "--file", &corpus, "--names", "h.0.mlp.act,h.1.mlp.act", "--file-mib", "1"];
-        [&base[..], &["--device", "cpu", "--out", out]].concat()
+        [&base[..], &["--device", "cpu", "--store", "f32", "--out", out]].concat()
     };
     succeed("activations", &arguments(&whole_text));
 
@@ -217,13 +277,119 @@ fn a_killed_run_goes_on_and_ends_like_one_that_was_not() {
     // Each had most of its files still to write when it was found at work.
     assert!(kills > 0, "every run was over before it could be killed");
 
-    // Byte for byte, the index and the plan included, and nothing else is there.
-    assert_eq!(inside(&killed), inside(&whole));
-    for name in inside(&whole) {
-        assert!(fs::read(killed.join(&name)).unwrap() == fs::read(whole.join(&name)).unwrap(), "{name} differs");
-    }
-    let mut lines: Vec<u64> =
+    // Byte for byte, the index and the job included, and nothing else is there.
+    assert_same(&killed, &whole);
+    let lines: Vec<u64> =
         index(&killed.join("index.jsonl")).iter().map(|entry| entry["line"].as_u64().unwrap()).collect();
-    lines.dedup();
     assert_eq!(lines, (1..=4000).collect::<Vec<_>>());
+}
+
+#[test]
+fn texts_that_cannot_be_read_are_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let [corpus, out] = ["texts.jsonl", "out"].map(|name| folder.path().join(name));
+    let [corpus_text, out_text] = [&corpus, &out].map(|path| path.display().to_string());
+    let model = golden("gpt2_plain");
+    let arguments = ["--model", &model, "--file", &corpus_text, "--names", "h.0", "--out", &out_text];
+    let refused = |lines: &str, expected: &[&str]| {
+        fs::write(&corpus, lines).unwrap();
+        let line = refuse("activations", &arguments);
+        assert!(expected.iter().all(|part| line.contains(part)), "{line}");
+        fs::remove_dir_all(&out).unwrap();
+    };
+    refused("[1, 2]\n", &["texts.jsonl, line 1: is a list"]);
+    refused("{\"ids\": [1, 2]}\n\n{\"ids\": [1, 99]}\n", &["texts.jsonl, line 3: ", "99"]);
+    let long = format!("{{\"ids\": [1]}}\n{}\n", json!({ "ids": vec![1; 2000] }));
+    refused(&long, &["texts.jsonl, line 2: ", "2000", "truncated"]);
+    refused("\"a text\"\n", &["texts.jsonl, line 1: ", "tokenizer"]);
+    fs::write(&corpus, "").unwrap();
+    assert!(refuse("activations", &arguments).contains("no texts"));
+
+    fs::write(&corpus, &long).unwrap();
+    succeed("activations", &[&arguments[..], &["--truncate"]].concat());
+    let entries = index(&out.join("index.jsonl"));
+    let context = crate::program::json(&Path::new(&model).join("config.json"))["n_positions"].clone();
+    assert_eq!((&entries[0]["tokens"], &entries[1]["tokens"]), (&json!(1), &context));
+}
+
+/// A process that may write no file of more than 512 KiB stands for a full disk; the system tells both in the same way.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_disk_is_one_error_and_leaves_nothing_half_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let [corpus, out] = ["texts.jsonl", "out"].map(|name| folder.path().join(name));
+    write_many(&corpus, 400);
+    let model = golden("gpt2_plain");
+    let run = |limit: &str| {
+        let limited = format!("trap '' XFSZ; ulimit -f {limit}; exec \"$@\"");
+        let program = command("activations");
+        let arguments = ["--model", &model, "--names", "h.0.mlp.act,h.1.mlp.act", "--file-mib", "2"];
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", &limited, "sh"]).arg(program.get_program()).args(arguments);
+        shell.arg("--file").arg(&corpus).arg("--out").arg(&out).output().unwrap()
+    };
+    let full = run("512");
+    let complaint = String::from_utf8(full.stderr).unwrap();
+    assert_eq!(full.status.code(), Some(2), "{complaint}");
+    assert!(complaint.lines().count() == 1 && complaint.contains("activations-00000.safetensors"), "{complaint}");
+    assert_eq!(inside(&out), ["job.json"]);
+    assert!(run("unlimited").status.success());
+    assert!(inside(&out).contains(&"index.jsonl".to_owned()));
+}
+
+#[test]
+fn chosen_positions_shuffled_rows_and_packed_texts_stay_known() {
+    let folder = tempfile::tempdir().unwrap();
+    let corpus = folder.path().join("texts.jsonl");
+    write_corpus(&corpus);
+    let corpus = corpus.display().to_string();
+    let model = golden("gpt2_plain");
+    let run = |name: &str, more: &[&str]| {
+        let out = folder.path().join(name);
+        let out_text = out.display().to_string();
+        let base = ["--model", &model, "--file", &corpus, "--names", "h.1", "--out", &out_text, "--store", "f32"];
+        succeed("activations", &[&base[..], more].concat());
+        (tensors(&out.join("activations-00000.safetensors")), index(&out.join("index.jsonl")))
+    };
+    let (plain, entries) = run("plain", &[]);
+    let integers = |values: &HashMap<String, Tensor>, name: &str| -> Vec<i64> {
+        Vec::try_from(values[name].to_kind(transformer_utils::tch::Kind::Int64)).unwrap()
+    };
+    // Every row by its text and position.
+    let rows = |values: &HashMap<String, Tensor>| -> HashMap<(i64, i64), (i64, Tensor)> {
+        let [ids, texts, positions] = ["ids", "text", "position"].map(|name| integers(values, name));
+        let row = |row: usize| ((texts[row], positions[row]), (ids[row], values["h.1"].get(row as i64)));
+        (0..ids.len()).map(row).collect()
+    };
+    let expected = rows(&plain);
+    assert_eq!(expected.len(), texts().iter().map(Vec::len).sum::<usize>());
+    for (&(text, position), (id, _)) in &expected {
+        assert_eq!(texts()[text as usize][position as usize], *id);
+    }
+    let (shuffled, shuffled_entries) = run("shuffled", &["--shuffle", "7"]);
+    assert!(shuffled_entries.iter().all(|entry| entry["start"].is_null()));
+    assert_ne!(integers(&shuffled, "ids"), integers(&plain, "ids"));
+    assert_eq!(rows(&shuffled), expected);
+
+    let (kept, kept_entries) = run("kept", &["--positions", "1..3"]);
+    for (key, (id, value)) in rows(&kept) {
+        assert!((1..3).contains(&key.1));
+        assert!(expected[&key] == (id, value));
+    }
+    for (entry, text) in kept_entries.iter().zip(texts()) {
+        assert_eq!(entry["tokens"], text.len().clamp(1, 3) - 1);
+    }
+
+    let (packed, packed_entries) = run("packed", &["--pack=10", "--end-token", "60"]);
+    let ids = integers(&packed, "ids");
+    let joined: Vec<i64> =
+        texts().into_iter().filter(|text| !text.is_empty()).flat_map(|text| [text, vec![60]].concat()).collect();
+    assert_eq!(ids, joined);
+    for (entry, text) in packed_entries.iter().zip(texts()).filter(|(_, text)| !text.is_empty()) {
+        let start = entry["start"].as_u64().unwrap() as usize;
+        assert_eq!(ids[start..start + text.len()], text);
+    }
+    assert_eq!(entries.len(), packed_entries.len());
+    let base = ["--model", &model, "--file", &corpus, "--names", "h.1", "--out", "x", "--pack=0", "--end-token", "1"];
+    assert!(refuse("activations", &base).contains("pack"));
 }

@@ -73,4 +73,4 @@ pub use report::LoadReport;
 pub use save::{save_bin, save_numbered_bin, save_safetensors};
 pub use settings::bin_settings;
 pub use source::{HubOptions, Source};
-pub use write::write_file;
+pub use write::{write_file, write_whole};

@@ -15,8 +15,13 @@ pub fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     write_whole(path, |temporary| fs::write(temporary, bytes).map_err(io))
 }
 
-/// Has `write` make a temporary file beside `path`, which is renamed when it is whole and removed when it is not.
-pub(crate) fn write_whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+/// Has `write` make a temporary file beside `path`, which is renamed when it is whole and removed when it is not. Its name is that of
+/// `path` between a point and `.XXXXXX.tmp`.
+///
+/// # Errors
+///
+/// Whatever `write` gives; [`Error::Io`] naming `path`.
+pub fn write_whole(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let io = |source| Error::Io { path: path.to_owned(), source };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut prefix = std::ffi::OsString::from(".");
