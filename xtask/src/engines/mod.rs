@@ -29,6 +29,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
+use rustix::process::{getgid, getuid};
 
 use crate::environment::Environment;
 use trial::Trial;
@@ -104,22 +105,24 @@ pub fn run(environment: &Environment, options: &Options, program: &Path) -> Resu
 fn unshared(environment: &Environment) -> Result<Command> {
     // PID 1 is a shell, which waits for orphans, and ends with the status of what it ran. It brings the loopback up, with an
     // address more: a network that has none but 127.0.0.1 has no addresses to the C library, and Slurm finds nowhere to listen.
-    const FIRST: &str = "ip link set lo up && ip address add 127.0.0.2/8 dev lo && mount -t tmpfs tmpfs /dev/shm && \
-                         \"$@\"; exit $?";
+    const FIRST: &str = "ip link set lo up && ip address add 127.0.0.2/8 dev lo && mount -t tmpfs tmpfs /dev/shm";
     let path = tools::path(environment, &tools::ip(environment)?);
     // Whoever ends us, for one at the keyboard, ends it all; unshare alone would let what is inside go on. A session inside,
     // since a group of processes that was made outside has the number 0 there, and who kills that kills everybody.
     let outer = ["--pdeathsig=KILL", "unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"];
-    // Root needs no namespace of users, in which a process has one user only: Slurm changes to the user of a job.
+    // Who is not root becomes root of a namespace of users, which may make the others, and then itself again: Slurm's
+    // daemons take root for one who may become any user.
+    let itself = format!("unshare --user --map-user={} --map-group={} --", getuid(), getgid());
     let mut reasons = Vec::new();
-    for user in [&[][..], &["--user", "--map-root-user"]] {
-        let command = |then: &str| {
+    for (user, again) in [(&[][..], ""), (&["--user", "--map-root-user"], &*itself)] {
+        let command = || {
             let mut command = Command::new("setpriv");
-            command.args(outer).args(user).args(["--", "setsid", "bash", "-c", then, "bash"]).env("PATH", &path);
+            command.args(outer).args(user).args(["--", "setsid", "bash", "-c"]).env("PATH", &path);
+            command.arg(format!("{FIRST} && {again} \"$@\"; exit $?")).arg("bash");
             command
         };
-        match command(FIRST).arg("true").stdin(Stdio::null()).output() {
-            Ok(output) if output.status.success() => return Ok(command(FIRST)),
+        match command().arg("true").stdin(Stdio::null()).output() {
+            Ok(output) if output.status.success() => return Ok(command()),
             Ok(output) => reasons.push(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
             Err(error) => bail!("no `setpriv` ({error}); install util-linux"),
         }

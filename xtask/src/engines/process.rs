@@ -95,8 +95,9 @@ impl Service {
     /// # Errors
     /// If it cannot be started.
     pub fn start(name: &str, command: &mut Command, logs: &Path) -> Result<Self> {
-        // In a group of its own: a daemon may signal its whole group.
-        let command = logged(command, &logs.join(name))?.process_group(0);
+        // In a group of its own: a daemon may signal its whole group. And in a folder that goes with us, for what it leaves when it
+        // crashes.
+        let command = logged(command, &logs.join(name))?.process_group(0).current_dir(logs);
         let child = command.spawn().with_context(|| format!("starting {name}"))?;
         Ok(Self { name: name.to_owned(), child })
     }

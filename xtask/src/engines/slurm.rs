@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::getuid;
 
 use super::{
     process::{Process, Service, logged},
@@ -190,7 +191,8 @@ impl Cluster {
         let mut command = Command::new(&recipe.script);
         command.args(&recipe.arguments).current_dir(&self.folder);
         command.envs(self.variables.clone()).envs(QUIET).env("ACTIVATIONS", &recipe.program);
-        command.env("RETRIES", RETRIES.to_string()).env("ROUNDS", RETRIES.to_string());
+        // In minutes: a task that hangs is ended by Slurm, as anywhere.
+        command.env("SBATCH_TIMELIMIT", "2").env("RETRIES", RETRIES.to_string()).env("ROUNDS", RETRIES.to_string());
         let log = self.logs.join("slurm");
         let status = logged(&mut command, &log)?.status().context("starting submit.sh")?;
         ensure!(status.success(), "submit.sh ended with {status}: {}", end(&log));
@@ -228,9 +230,13 @@ impl Cluster {
         }
         let began = Instant::now();
         while !self.ask(&["sinfo", "--noheader", "--nodes", &name, "--Format=statecompact"])?.contains("down") {
-            ensure!(began.elapsed() < Duration::from_secs(60), "the controller does not miss {name}");
+            ensure!(began.elapsed() < Duration::from_secs(180), "the controller does not miss {name}");
             thread::sleep(Duration::from_millis(200));
         }
+        // What comes back is another machine, with an empty disk. A daemon that finds the task's old folder cannot start the
+        // task, and Slurm then holds it until somebody releases it.
+        let spool = self.folder.join(&name);
+        fs::remove_dir_all(&spool).and_then(|()| fs::create_dir(&spool)).context("a new node's folder")?;
         self.nodes[node] = self.node(node)?;
         Ok(true)
     }
@@ -248,14 +254,14 @@ impl Cluster {
 fn configuration(folder: &Path, plugins: &Path) -> String {
     let (folder, plugins) = (folder.display(), plugins.display());
     let last = NODES - 1;
-    // Who runs this has this name in the namespace, too.
+    let user = getuid();
     format!(
         "\
 ClusterName=loopback
 SlurmctldHost=localhost(127.0.0.1)
 SlurmctldPort=6817
-SlurmUser=root
-SlurmdUser=root
+SlurmUser={user}
+SlurmdUser={user}
 AuthType=auth/munge
 # How long a credential lives is also how long a task waits that is queued again: 120 s if nobody says.
 AuthInfo=socket={folder}/munge/socket,cred_expire=5
