@@ -9,9 +9,9 @@
 //! | module | owns |
 //! |---|---|
 //! | [`tools`] | Debian packages and Python packages in the cache |
-//! | [`trial`] | the corpus, the uninterrupted run, kills, comparing, the line a check |
-//! | [`process`] | who runs, children that end |
-//! | [`bare`], [`slurm`], [`ray`], [`kubernetes`] | an engine each: its services, its recipe, whom to kill |
+//! | `trial` | the corpus, the uninterrupted run, kills, comparing, the line a check |
+//! | `process` | who runs, children that end |
+//! | `bare`, `slurm`, `ray`, `kubernetes` | an engine each: its services, its recipe, whom to kill |
 
 mod bare;
 mod kubernetes;
