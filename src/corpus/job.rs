@@ -55,8 +55,11 @@ pub struct Job<'a> {
     batch_tokens: usize,
     file_mib: u64,
     unit_bytes: Option<u64>,
-    progress: Option<Box<dyn Fn(&Progress) + 'a>>,
+    progress: Option<Told<'a>>,
 }
+
+/// Who is told how far it is.
+type Told<'a> = Box<dyn Fn(&Progress) + 'a>;
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -238,11 +241,12 @@ impl<'a> Job<'a> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let model = Model::load("assets/tiny-gpt2")?;
     /// let mut rows = 0;
-    /// Job::new(&model, Corpus::from_texts(["Emma was very", "happy"])).names(["h.3"])?.store(None).for_each(|batch| {
+    /// let job = Job::new(&model, Corpus::from_texts(["Emma was very", "happy"])).names(["h.3"])?.store(None);
+    /// let report = job.for_each(|batch| {
     ///     rows += batch.get("h.3")?.size()[0]; // [tokens, d_model]
     ///     Ok(())
     /// })?;
-    /// assert_eq!(rows, 4);
+    /// assert_eq!(rows, report.tokens as i64);
     /// # Ok(())
     /// # }
     /// ```

@@ -65,7 +65,7 @@ impl Place {
     pub(super) fn size(&self) -> Result<Option<u64>> {
         match self {
             Self::Local(path) => match fs::metadata(path) {
-                Ok(metadata) => Ok(metadata.is_file().then(|| metadata.len())),
+                Ok(metadata) => Ok(metadata.is_file().then_some(metadata.len())),
                 Err(error) if is_absent(&error) => Ok(None),
                 Err(error) => Err(Error::io("read", self)(error)),
             },

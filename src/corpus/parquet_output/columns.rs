@@ -44,7 +44,7 @@ const GROUP_BYTES: usize = 64 << 20;
 /// id, or its line or row in its file, counted from 1), `text` (its place in the unit), `position`, `token_id`, and one for each name, a list of
 /// fixed length.
 ///
-/// Arrow has no bf16: values are f32 or f16 ([`Job::store`](super::Job::store)). Values of more than one dimension are flattened; the
+/// Arrow has no bf16: values are f32 or f16 ([`Job::store`](crate::corpus::Job::store)). Values of more than one dimension are flattened; the
 /// files' metadata has their shapes.
 #[derive(Debug)]
 pub struct Parquet {
@@ -135,7 +135,7 @@ impl Sink for Parquet {
     }
 
     fn is_done(&mut self, unit: usize) -> Result<bool> {
-        self.folder.is_done(unit, |object, bytes| read_record(object, bytes))
+        self.folder.is_done(unit, read_record)
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
