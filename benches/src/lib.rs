@@ -17,9 +17,11 @@
 //! | [`files`] | the page cache, and the plain reading that is a floor |
 //! | [`checkpoints`] | the sizes, made where they are missing |
 //! | `sections` | what is measured |
+//! | [`capacity`] | what corpora take on clusters: nothing is measured, it is computed and simulated |
 //!
 //! Nothing here links libtorch: the programs that do are binaries behind the feature `libtorch`.
 
+pub mod capacity;
 pub mod cgroup;
 pub mod checkpoints;
 pub mod child;

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 
 use crate::{environment::Platform, folder::Folder};
 
-/// One place in the cache, for one build of libtorch.
+/// One place in the cache: for one build of libtorch, or for packages.
 #[derive(Debug, Clone)]
 pub struct Entry {
     root: PathBuf,
@@ -126,7 +126,7 @@ impl Lock<'_> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             other => other.with_context(|| format!("moving the old {} aside", target.display()))?,
         }
-        fs::rename(assembled, &target).with_context(|| format!("moving libtorch to {}", target.display()))?;
+        fs::rename(assembled, &target).with_context(|| format!("moving what was fetched to {}", target.display()))?;
         Ok(target)
     }
 }

@@ -106,6 +106,14 @@ impl Environment {
         Ok(self.cache_root()?.join("models"))
     }
 
+    /// Where what the engines need is kept.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn engines(&self) -> Result<PathBuf> {
+        Ok(self.cache_root()?.join("engines"))
+    }
+
     fn cache_root(&self) -> Result<PathBuf> {
         let root = match (self.get("TRANSFORMER_UTILS_CACHE"), &self.cache_home) {
             (Some(path), _) => {

@@ -11,12 +11,15 @@
 //! | [`cache`] | the per-user folder: lock, staging, the rename that makes an installation appear at once |
 //! | [`routes`] | the official archive, the wheel through pip |
 //! | [`real`] | the published model of the demonstration |
+//! | [`engines`] | the recipes of `engines/`, run on Slurm, Ray and an object store of this machine |
 //! | [`download`], [`unpack`] | bytes from a server, files from a zip |
 //! | [`link`] | the `.libtorch` link |
 //! | [`steps`] | running Cargo, and what is checked before |
 
 pub mod cache;
 pub mod download;
+#[cfg(unix)]
+pub mod engines;
 pub mod environment;
 pub mod folder;
 pub mod libtorch;

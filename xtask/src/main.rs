@@ -53,13 +53,20 @@ enum Task {
     /// Measure every promised figure beside its floor, its limit or a peer, or make the report of what was measured
     ///
     /// The arguments are those of the package `bench`; `cargo xtask bench --help` shows them. `cargo xtask bench repeat`,
-    /// `invariance` or `inside` runs one of its other programs.
+    /// `invariance` or `inside` runs one of its other programs, `capacity` what corpora take on clusters, by computing.
     #[command(disable_help_flag = true)]
     Bench {
         /// For the program, as they are
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
         arguments: Vec<OsString>,
     },
+    /// Run the recipes of engines/ (Slurm, Ray, Kubernetes) on this machine, killing workers at random moments
+    ///
+    /// What they need is fetched into the cache (Debian's packages, Python's) and the system is left as it is. The recipes run
+    /// on a small corpus with the bundled model, in namespaces of Linux: nothing is reachable from outside, and nothing
+    /// outlives the command. What they write has to be, byte for byte, what one run writes that nobody interrupts.
+    #[cfg(unix)]
+    Engines(xtask::engines::Options),
 }
 
 const VARIABLES: &str = "\
@@ -165,6 +172,19 @@ fn run(cli: Cli) -> Result<()> {
                 steps::bench(&environment, &arguments, None)
             };
             steps::run(&mut command)
+        }
+        #[cfg(unix)]
+        Task::Engines(options) if options.inside => xtask::engines::run_inside(&environment, &options),
+        #[cfg(unix)]
+        Task::Engines(options) => {
+            let program = match &options.program {
+                Some(program) => program.clone(),
+                None => {
+                    set_up()?;
+                    steps::example(&environment, "activations")?
+                }
+            };
+            xtask::engines::run(&environment, &options, &program)
         }
         Task::Check { skip_tests } => {
             set_up()?;

@@ -72,7 +72,18 @@ impl Pip {
             command.args(["--python-version=3.11", "--implementation=cp"]);
             command.args(tags.iter().map(|tag| format!("--platform={tag}")));
         }
-        command.args(packages);
+        self.fetch(command.args(packages), "download", &packages.join(" "))
+    }
+
+    /// Puts packages, and what they need, into a folder for this interpreter.
+    pub(crate) fn install(&self, packages: &[&str], to: &Path) -> Result<()> {
+        let mut command = self.command();
+        command.args(["install", "--only-binary=:all:", "--retries=3", "--target"]).arg(to).args(packages);
+        // In a folder of its own it is nobody's business who we are.
+        self.fetch(command.env("PIP_ROOT_USER_ACTION", "ignore"), "install", &packages.join(" "))
+    }
+
+    fn fetch(&self, command: &mut Command, action: &str, packages: &str) -> Result<()> {
         let watched = if io::stderr().is_terminal() {
             // Its own bar; our standard output is for --print.
             command.stdout(io::stderr());
@@ -81,11 +92,11 @@ impl Pip {
             command.stdout(Stdio::null());
             Some(&*self.scratch)
         };
-        let (status, errors) = run(&mut command, watched).with_context(|| format!("running `{}`", self.name()))?;
+        let (status, errors) = run(command, watched).with_context(|| format!("running `{}`", self.name()))?;
         if !status.success() {
             let lines: Vec<_> = errors.lines().filter(|line| line.starts_with("ERROR")).collect();
             let said = if lines.is_empty() { last_line(errors.as_bytes()) } else { lines.join("; ") };
-            bail!("`{} download {}` failed with {status}: {said}", self.name(), packages.join(" "));
+            bail!("`{} {action} {packages}` failed with {status}: {said}", self.name());
         }
         Ok(())
     }

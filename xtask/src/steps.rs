@@ -4,7 +4,7 @@ use std::{
     ffi::{OsStr, OsString},
     fs,
     io::{self, Write},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
 
@@ -154,7 +154,12 @@ const MEASURING: [&str; 3] = ["inside", "invariance", "repeat"];
 /// Whether `cargo xtask bench` with these arguments needs libtorch: the help and the report do not.
 pub fn measures(arguments: &[OsString]) -> bool {
     let asks = |argument: &OsString| ["-h", "--help", "--report"].iter().any(|flag| argument == flag);
-    named(arguments).is_some() || !arguments.iter().any(asks)
+    named(arguments).is_some() || !(arguments.iter().any(asks) || computes(arguments))
+}
+
+/// Whether the program is meant that measures nothing, but computes what corpora take.
+fn computes(arguments: &[OsString]) -> bool {
+    arguments.first().is_some_and(|first| first == "capacity")
 }
 
 /// The program that the first of these arguments names.
@@ -173,7 +178,8 @@ pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option
         command.args(["run", "--release", "--package", "bench", "--bin", name, "--"]).args(&arguments[1..]);
         return command;
     }
-    command.args(["run", "--package", "bench", "--no-default-features", "--bin", "figures", "--"]).args(arguments);
+    let (name, arguments) = if computes(arguments) { ("capacity", &arguments[1..]) } else { ("figures", arguments) };
+    command.args(["run", "--package", "bench", "--no-default-features", "--bin", name, "--"]).args(arguments);
     // Its hidden subcommands come first and take no flags.
     let flags = arguments.iter().all(|argument| argument != "plain-read" && argument != "confined");
     if let Some(provided) = provided.filter(|_| flags) {
@@ -186,6 +192,23 @@ pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option
 pub fn demo_build(arguments: &[OsString]) -> Vec<&'static str> {
     let lean: &[&str] = if arguments.is_empty() { &["--no-default-features", "--features", "plot"] } else { &[] };
     [&["--release"], lean, &["--example", "logit_lens"]].concat()
+}
+
+/// Where Cargo puts what it builds.
+pub fn target(environment: &Environment) -> PathBuf {
+    environment.workspace.join(environment.get("CARGO_TARGET_DIR").unwrap_or(OsStr::new("target")))
+}
+
+/// Builds an example, optimised, and says where it is.
+///
+/// # Errors
+/// If it cannot be built.
+pub fn example(environment: &Environment, name: &str) -> Result<PathBuf> {
+    let mut command = cargo(environment);
+    run(command.args(["build", "--release", "--example", name]))?;
+    let path = target(environment).join("release/examples").join(name);
+    ensure!(path.is_file(), "Cargo built no {}; name a program with --program", path.display());
+    Ok(path)
 }
 
 /// How Cargo builds the tests.
@@ -450,6 +473,8 @@ mod tests {
         let repeat = "run --release --package bench --bin repeat -- --processes 1000";
         assert_eq!(bench(&["repeat", "--processes", "1000"]), (repeat.to_owned(), true));
         assert!(bench(&["repeat", "--help"]).1, "its program links libtorch");
+        let capacity = "run --package bench --no-default-features --bin capacity -- --tokens 1e6";
+        assert_eq!(bench(&["capacity", "--tokens", "1e6"]), (capacity.to_owned(), false));
     }
 
     #[test]
