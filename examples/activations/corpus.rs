@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use transformer_utils::{
-    corpus::{self, Aggregates, Corpus, Job, Merged, Piece, Progress, Safetensors, Sink},
+    corpus::{self, Aggregates, Corpus, Job, LensStatistics, Merged, Piece, Progress, Safetensors, Sink},
     lowmem::Dtype,
+    models::Model,
     text::Tokenizer,
 };
 
@@ -114,6 +115,9 @@ pub enum Format {
     Parquet,
     /// Not rows but what all have together, aggregates.safetensors: mean, variance and quantiles of each feature, norms of tokens.
     Aggregates,
+    /// What the streams of --names [default: of all blocks] say when they are decoded, lens.json and charts: mean KL to the model's
+    /// own output, entropy, top-1 agreement, log probability of the next token, calibration.
+    Lens,
 }
 
 impl CorpusFlags {
@@ -170,12 +174,19 @@ impl CorpusFlags {
         Ok(corpus)
     }
 
-    fn sink(&self, out: &Path) -> Result<Box<dyn Sink>> {
+    /// Whether streams are decoded, so that names may be left out.
+    pub fn is_lens(&self) -> bool {
+        self.format == Some(Format::Lens)
+    }
+
+    fn sink<'a>(&self, out: &Path, model: &'a Model) -> Result<Box<dyn Sink + 'a>> {
         let aggregates = self.format == Some(Format::Aggregates);
         ensure!(aggregates || !self.covariance, "--covariance is for --format aggregates");
         ensure!(aggregates || self.top.is_none(), "--top is for --format aggregates");
-        ensure!(!aggregates || self.shuffle.is_none(), "--shuffle orders rows; aggregates have none");
+        let has_rows = !aggregates && !self.is_lens();
+        ensure!(has_rows || self.shuffle.is_none(), "--shuffle orders rows; --format aggregates and lens have none");
         Ok(match self.format {
+            Some(Format::Lens) => Box::new(LensStatistics::create(out, model)?),
             Some(Format::Aggregates) => {
                 Box::new(Aggregates::create(out)?.covariance(self.covariance).top(self.top.unwrap_or(0)))
             }
@@ -269,14 +280,20 @@ impl Work<'_> {
         let Opened { model, name, .. } = opened;
         let model = model.with_name(name);
         // Names are refused before a corpus is looked at.
-        let mut job = Job::new(&model, self.flags.open(self.texts)?).names(self.names)?;
+        let names = match self.flags.format {
+            Some(Format::Lens) => LensStatistics::names(&model, self.names)?,
+            _ => self.names.to_vec(),
+        };
+        let mut job = Job::new(&model, self.flags.open(self.texts)?).names(&names)?;
         job = match self.flags.format {
+            // Decoded where the unembedding is.
+            Some(Format::Lens) => job.store(self.store).unit_bytes(AGGREGATED_BYTES).device(model.parts().device()),
             // Sums are of what the run computes, and files of them small whatever a unit has.
             Some(Format::Aggregates) => job.store(self.store).unit_bytes(AGGREGATED_BYTES),
             Some(Format::Parquet) => job.store(self.store.unwrap_or(Dtype::F32)),
             _ => job.store(self.store.unwrap_or(Dtype::Bf16)),
         };
-        let mut sink = self.flags.sink(self.out)?;
+        let mut sink = self.flags.sink(self.out, &model)?;
         job = job.piece(self.flags.shard.unwrap_or_default());
         for edit in self.edits.all() {
             let read = edit.read().with_context(|| format!("reading the edit {edit}"))?;

@@ -96,6 +96,17 @@ pub enum Error {
     /// The model cannot run.
     #[error(transparent)]
     Run(#[from] partial::Error),
+    /// The lens cannot decode a stream.
+    #[error(transparent)]
+    Lens(#[from] lens::Error),
+    /// A chart cannot be drawn.
+    #[error("cannot draw {place}: {problem}")]
+    Chart {
+        /// The picture's file or object.
+        place: String,
+        /// Why.
+        problem: String,
+    },
     /// A batch failed.
     #[error("{place}: {source}")]
     Batch {

@@ -30,6 +30,7 @@ mod format;
 mod gather;
 mod identity;
 mod job;
+mod lens_statistics;
 mod merge;
 mod object;
 mod parquet_input;
@@ -47,6 +48,7 @@ pub use corpus::Corpus;
 pub use error::{Error, Result};
 pub use identity::Identity;
 pub use job::{Job, Progress, Report};
+pub use lens_statistics::{CalibrationBin, LayerStatistics, LensStatistics, LensSummary};
 pub use merge::{Merged, merge};
 #[cfg(feature = "parquet")]
 pub use parquet_output::Parquet;

@@ -6,6 +6,7 @@ mod bad_input;
 mod checkpoints;
 #[cfg(all(feature = "object-store", feature = "parquet"))]
 mod corpora;
+mod corpus_lens;
 mod edits;
 mod generate;
 mod jacobian_lens;
