@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 use transformer_utils::{
     corpus::{self, Aggregates, Corpus, Job, LensStatistics, Merged, Piece, Progress, Safetensors, Sink},
-    lowmem::Dtype,
+    lowmem::{Dtype, HubOptions},
     models::Model,
     text::Tokenizer,
 };
@@ -25,7 +25,7 @@ use crate::common::{
 
 /// What `--help` says below the flags.
 pub const HELP: &str = r#"Many texts:
-  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on. Parquet and stores need a build with --features parquet,object-store.
+  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too, or a data set of the Hugging Face Hub (hf://datasets/OWNER/NAME[@REVISION][/PATH]), which is fetched into the shared cache. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on. Parquet and stores need a build with --features parquet,object-store.
 
   The folder gets activations-00000.safetensors and so on and, when all of them are there, index.jsonl with one line a text, in the order of the corpus:
 
@@ -152,8 +152,8 @@ impl CorpusFlags {
     }
 
     /// The corpus.
-    fn open(&self, path: &Path) -> Result<Corpus> {
-        let mut corpus = Corpus::open(path)?.lines(self.lines).truncate(self.truncate);
+    fn open(&self, path: &Path, hub: &HubOptions) -> Result<Corpus> {
+        let mut corpus = Corpus::open_with(path, hub)?.lines(self.lines).truncate(self.truncate);
         if let Some(column) = &self.column {
             corpus = corpus.column(column);
         }
@@ -284,7 +284,7 @@ impl Work<'_> {
             Some(Format::Lens) => LensStatistics::names(&model, self.names)?,
             _ => self.names.to_vec(),
         };
-        let mut job = Job::new(&model, self.flags.open(self.texts)?).names(&names)?;
+        let mut job = Job::new(&model, self.flags.open(self.texts, &flags.hub_options())?).names(&names)?;
         job = match self.flags.format {
             // Decoded where the unembedding is.
             Some(Format::Lens) => job.store(self.store).unit_bytes(AGGREGATED_BYTES).device(model.parts().device()),

@@ -93,6 +93,14 @@ pub enum Error {
         /// Those that were.
         names: Vec<String>,
     },
+    /// A data set of the Hub is not here and cannot be fetched.
+    #[error("{place}: {source}")]
+    Hub {
+        /// Its address.
+        place: String,
+        /// What went wrong.
+        source: lowmem::Error,
+    },
     /// The model cannot run.
     #[error(transparent)]
     Run(#[from] partial::Error),

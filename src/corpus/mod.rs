@@ -28,6 +28,7 @@ mod error;
 mod folder;
 mod format;
 mod gather;
+mod hub_input;
 mod identity;
 mod job;
 mod lens_statistics;

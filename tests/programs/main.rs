@@ -8,7 +8,13 @@ mod checkpoints;
 mod corpora;
 mod corpus_lens;
 mod edits;
+#[cfg(feature = "hub")]
+#[allow(dead_code)]
+#[path = "../../crates/lowmem/tests/suite/fake_hub.rs"]
+mod fake_hub;
 mod generate;
+#[cfg(feature = "hub")]
+mod hub_corpora;
 mod jacobian_lens;
 mod many_texts;
 mod patch;
