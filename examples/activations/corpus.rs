@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, ValueEnum};
 use serde::Serialize;
 use transformer_utils::{
-    corpus::{self, Aggregates, Corpus, Job, Merged, Piece, Progress, Safetensors, Sink},
-    lowmem::Dtype,
+    corpus::{self, Aggregates, Corpus, Job, LensStatistics, Merged, Piece, Progress, Safetensors, Sink},
+    lowmem::{Dtype, HubOptions},
+    models::Model,
     text::Tokenizer,
 };
 
@@ -24,7 +25,7 @@ use crate::common::{
 
 /// What `--help` says below the flags.
 pub const HELP: &str = r#"Many texts:
-  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on. Parquet and stores need a build with --features parquet,object-store.
+  With a --file of many texts, --out is a folder: TEXTS.jsonl (a line is a string, {"text": ...} or {"ids": [...]}, with an "id" if it has one; also .gz and .zst), .parquet, a folder of such files (a Hugging Face dataset's), a pattern ('data/train-*.parquet'), or one of these in an object store (s3://bucket/path, gs://, az://, file://), where --out can be, too, or a data set of the Hugging Face Hub (hf://datasets/OWNER/NAME[@REVISION][/PATH]), which is fetched into the shared cache. Keys and endpoints of stores come from the environment: AWS_ACCESS_KEY_ID, AWS_ENDPOINT and so on. Parquet and stores need a build with --features parquet,object-store.
 
   The folder gets activations-00000.safetensors and so on and, when all of them are there, index.jsonl with one line a text, in the order of the corpus:
 
@@ -114,6 +115,9 @@ pub enum Format {
     Parquet,
     /// Not rows but what all have together, aggregates.safetensors: mean, variance and quantiles of each feature, norms of tokens.
     Aggregates,
+    /// What the streams of --names [default: of all blocks] say when they are decoded, lens.json and charts: mean KL to the model's
+    /// own output, entropy, top-1 agreement, log probability of the next token, calibration.
+    Lens,
 }
 
 impl CorpusFlags {
@@ -148,8 +152,8 @@ impl CorpusFlags {
     }
 
     /// The corpus.
-    fn open(&self, path: &Path) -> Result<Corpus> {
-        let mut corpus = Corpus::open(path)?.lines(self.lines).truncate(self.truncate);
+    fn open(&self, path: &Path, hub: &HubOptions) -> Result<Corpus> {
+        let mut corpus = Corpus::open_with(path, hub)?.lines(self.lines).truncate(self.truncate);
         if let Some(column) = &self.column {
             corpus = corpus.column(column);
         }
@@ -170,12 +174,19 @@ impl CorpusFlags {
         Ok(corpus)
     }
 
-    fn sink(&self, out: &Path) -> Result<Box<dyn Sink>> {
+    /// Whether streams are decoded, so that names may be left out.
+    pub fn is_lens(&self) -> bool {
+        self.format == Some(Format::Lens)
+    }
+
+    fn sink<'a>(&self, out: &Path, model: &'a Model) -> Result<Box<dyn Sink + 'a>> {
         let aggregates = self.format == Some(Format::Aggregates);
         ensure!(aggregates || !self.covariance, "--covariance is for --format aggregates");
         ensure!(aggregates || self.top.is_none(), "--top is for --format aggregates");
-        ensure!(!aggregates || self.shuffle.is_none(), "--shuffle orders rows; aggregates have none");
+        let has_rows = !aggregates && !self.is_lens();
+        ensure!(has_rows || self.shuffle.is_none(), "--shuffle orders rows; --format aggregates and lens have none");
         Ok(match self.format {
+            Some(Format::Lens) => Box::new(LensStatistics::create(out, model)?),
             Some(Format::Aggregates) => {
                 Box::new(Aggregates::create(out)?.covariance(self.covariance).top(self.top.unwrap_or(0)))
             }
@@ -269,14 +280,20 @@ impl Work<'_> {
         let Opened { model, name, .. } = opened;
         let model = model.with_name(name);
         // Names are refused before a corpus is looked at.
-        let mut job = Job::new(&model, self.flags.open(self.texts)?).names(self.names)?;
+        let names = match self.flags.format {
+            Some(Format::Lens) => LensStatistics::names(&model, self.names)?,
+            _ => self.names.to_vec(),
+        };
+        let mut job = Job::new(&model, self.flags.open(self.texts, &flags.hub_options())?).names(&names)?;
         job = match self.flags.format {
+            // Decoded where the unembedding is.
+            Some(Format::Lens) => job.store(self.store).unit_bytes(AGGREGATED_BYTES).device(model.parts().device()),
             // Sums are of what the run computes, and files of them small whatever a unit has.
             Some(Format::Aggregates) => job.store(self.store).unit_bytes(AGGREGATED_BYTES),
             Some(Format::Parquet) => job.store(self.store.unwrap_or(Dtype::F32)),
             _ => job.store(self.store.unwrap_or(Dtype::Bf16)),
         };
-        let mut sink = self.flags.sink(self.out)?;
+        let mut sink = self.flags.sink(self.out, &model)?;
         job = job.piece(self.flags.shard.unwrap_or_default());
         for edit in self.edits.all() {
             let read = edit.read().with_context(|| format!("reading the edit {edit}"))?;

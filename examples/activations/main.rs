@@ -7,7 +7,7 @@ mod sites;
 
 use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use transformer_utils::{
@@ -46,12 +46,12 @@ struct Flags {
     #[command(flatten)]
     edits: EditFlags,
 
-    /// Names to write, separated by commas.
+    /// Names to write, separated by commas; with --format lens, the streams to decode [default there: those of all blocks].
     #[arg(
         long,
         value_name = "NAMES",
         value_delimiter = ',',
-        required_unless_present = "list",
+        required_unless_present_any = ["list", "format"],
         help_heading = "Output"
     )]
     names: Vec<String>,
@@ -109,6 +109,7 @@ fn run(flags: Flags) -> Result<()> {
         return common::print(sites::tree(&opened, flags.all).trim_end());
     }
     let out = flags.out.as_ref().context("--out is missing")?;
+    ensure!(flags.corpus.is_lens() || !flags.names.is_empty(), "--names is missing");
     let store = flags.store.as_deref().map(|name| name.parse::<Dtype>().map_err(anyhow::Error::msg)).transpose()?;
     if let Some(texts) = flags.input.file.as_ref().filter(|path| flags.corpus.is_corpus(path)) {
         let work = corpus::Work {

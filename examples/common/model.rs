@@ -198,11 +198,12 @@ impl ModelFlags {
                 "--revision: {asked} is on this machine; only models on the Hub have revisions"
             );
         }
-        let options = HubOptions::default()
-            .revision(self.revision.clone())
-            .offline(self.offline)
-            .progress(Arc::new(LoadBar::default()));
-        Ok(Checkpoint::find(&source, &options)?)
+        Ok(Checkpoint::find(&source, &self.hub_options().revision(self.revision.clone()))?)
+    }
+
+    /// How the Hub is asked, with a progress bar on a terminal.
+    pub fn hub_options(&self) -> HubOptions {
+        HubOptions::default().offline(self.offline).progress(Arc::new(LoadBar::default()))
     }
 
     fn chosen_numerics(&self) -> Numerics {

@@ -7,11 +7,13 @@ use std::{
 };
 
 use globset::GlobBuilder;
+use lowmem::HubOptions;
 use serde_json::{Value, json};
 
 use super::{
     error::{Error, Result},
     format::{self, Compression, Format},
+    hub_input,
     parquet_input::Groups,
     place::{Listed, Place},
 };
@@ -125,14 +127,28 @@ impl Corpus {
 
     /// Texts of files: a file, a folder (such as that of a Hugging Face dataset, whose files are taken in the order of their names; where
     /// it has Parquet files only those, else those of lines, else those of text), a pattern such as `data/train-*.parquet`, or the
-    /// address of one of these, `s3://bucket/path` (feature `object-store`).
+    /// address of one of these, `s3://bucket/path` (feature `object-store`), or `hf://datasets/OWNER/NAME[@REVISION][/PATH]`, of a data
+    /// set of the Hugging Face Hub (feature `hub`): its files are fetched here, as far as the shared cache has them not.
     ///
     /// # Errors
     ///
-    /// [`Error::NoTexts`]; [`Error::Io`]; [`Error::NeedsFeature`], [`Error::Address`].
+    /// [`Error::NoTexts`]; [`Error::Io`]; [`Error::NeedsFeature`], [`Error::Address`], [`Error::Hub`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, &HubOptions::default())
+    }
+
+    /// The same with other ways to the Hub; a revision in the address goes before that of the options.
+    ///
+    /// # Errors
+    ///
+    /// As [`Corpus::open`].
+    pub fn open_with(path: impl AsRef<Path>, hub: &HubOptions) -> Result<Self> {
         let path = path.as_ref();
         let none = || Error::NoTexts { place: path.display().to_string(), expected: format::ENDINGS.to_owned() };
+        if let Some(address) = path.to_str().and_then(|text| text.strip_prefix(hub_input::SCHEME)) {
+            let files = hub_input::fetch(path, address, hub)?;
+            return if files.is_empty() { Err(none()) } else { Ok(Self::new(files, Vec::new())) };
+        }
         // A file whose name happens to look like a pattern is that file.
         let place = Place::parse(path)?;
         if let Some(bytes) = place.size()? {
@@ -292,7 +308,7 @@ fn gather(sizes: impl Iterator<Item = u64>, limit: u64, mut push: impl FnMut(usi
 }
 
 /// The folder before the first segment that is a pattern, and the pattern from there on.
-fn split_pattern(path: &Path) -> Option<(String, String)> {
+pub(super) fn split_pattern(path: &Path) -> Option<(String, String)> {
     let text = path.to_str()?;
     let special = text.find(['*', '?', '[', '{'])?;
     let (folder, pattern) = match text.get(..special)?.rfind('/') {
@@ -303,7 +319,7 @@ fn split_pattern(path: &Path) -> Option<(String, String)> {
 }
 
 /// The files of a corpus among those of a folder.
-fn choose(folder: &Place, listed: Vec<Listed>, pattern: Option<&str>) -> Result<Vec<File>> {
+pub(super) fn choose(folder: &Place, listed: Vec<Listed>, pattern: Option<&str>) -> Result<Vec<File>> {
     let glob = match pattern {
         Some(pattern) => {
             let glob = GlobBuilder::new(pattern).literal_separator(true).build();

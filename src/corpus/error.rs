@@ -93,9 +93,28 @@ pub enum Error {
         /// Those that were.
         names: Vec<String>,
     },
+    /// A data set of the Hub is not here and cannot be fetched.
+    #[error("{place}: {source}")]
+    Hub {
+        /// Its address.
+        place: String,
+        /// What went wrong.
+        source: lowmem::Error,
+    },
     /// The model cannot run.
     #[error(transparent)]
     Run(#[from] partial::Error),
+    /// The lens cannot decode a stream.
+    #[error(transparent)]
+    Lens(#[from] lens::Error),
+    /// A chart cannot be drawn.
+    #[error("cannot draw {place}: {problem}")]
+    Chart {
+        /// The picture's file or object.
+        place: String,
+        /// Why.
+        problem: String,
+    },
     /// A batch failed.
     #[error("{place}: {source}")]
     Batch {

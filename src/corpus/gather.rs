@@ -85,7 +85,7 @@ impl Captured {
             let tokens = gather().map_err(Error::torch(format!("gathering the values of {name}")))?;
             values.push((name, tokens));
         }
-        let (mut ids, mut texts, mut positions) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut ids, mut texts, mut positions, mut next) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for row in &rows {
             ids.extend_from_slice(row.ids.get(row.kept.clone()).unwrap_or_default());
             let all =
@@ -94,7 +94,38 @@ impl Captured {
                 texts.push(text);
                 positions.push(position);
             }
+            let mut end = 0;
+            for run in &row.runs {
+                let begin = end;
+                end += run.tokens;
+                let kept = begin.max(row.kept.start)..end.min(row.kept.end);
+                // What stands between texts is no text's, and what follows a text's last token is another's.
+                let has_next = |place: usize| run.text >= 0 && place + 1 < end;
+                let id = |place: usize| row.ids.get(place + 1).copied().filter(|_| has_next(place));
+                next.extend(kept.map(|place| id(place).unwrap_or(-1)));
+            }
         }
-        Ok(Batch { unit, ids, texts, positions, values })
+        Ok(Batch { unit, ids, texts, positions, next, values })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::corpus::plan::Run;
+
+    #[test]
+    fn the_next_token_is_of_the_same_text() {
+        let row = |ids: &[i64], runs: Vec<Run>, kept| Row { ids: ids.to_vec(), runs, kept };
+        let run = |text, position, tokens| Run { text, position, tokens };
+        let packed = row(&[1, 2, 9, 3, 4], vec![run(0, 0, 2), run(-1, 0, 1), run(1, 0, 2)], 0..5);
+        // Values of positions 1 and 2 are kept only.
+        let cut = row(&[5, 6, 7, 8], vec![run(2, 0, 4)], 1..3);
+        let none = row(&[5], vec![run(3, 0, 1)], 0..0);
+        let unit = Unit { number: 0, input: None, first: None, lines: 0, texts: vec![], tokens: 7, longest: 5 };
+        let captured = Captured { unit: Arc::new(unit), rows: vec![packed, cut, none], tensors: Vec::new() };
+        let batch = captured.gather(&[], None, Device::Cpu).unwrap();
+        assert_eq!(batch.next_ids(), [2, -1, -1, 4, -1, 7, 8]);
+        assert_eq!(batch.ids(), [1, 2, 9, 3, 4, 6, 7]);
     }
 }

@@ -13,7 +13,7 @@ use super::{
     aggregates,
     error::{Error, Result},
     folder::{self, object_name, read_job, unit_of},
-    parquet_output,
+    lens_statistics, parquet_output,
     place::{Listed, Place, temporary_of},
     record::UnitRecord,
     safetensors, tensor_file,
@@ -84,6 +84,7 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
         Some("safetensors") => Kind { stem: safetensors::STEM, ending: safetensors::ENDING },
         Some("parquet") => Kind { stem: safetensors::STEM, ending: parquet_output::ENDING },
         Some(aggregates::STEM) => Kind { stem: aggregates::STEM, ending: safetensors::ENDING },
+        Some(lens_statistics::STEM) => Kind { stem: lens_statistics::STEM, ending: safetensors::ENDING },
         _ => return Err(bad_job()),
     };
     let listed = folder.list()?.ok_or_else(|| Error::NoJob { place: folder.to_string() })?;
@@ -110,16 +111,22 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
     }
     for file in &listed {
         let target = temporary_of(&file.name);
-        let is_own = |name: &str| unit_of(name, kind.stem).is_some() || OWN.contains(&name);
+        let is_own = |name: &str| {
+            unit_of(name, kind.stem).is_some() || OWN.contains(&name) || lens_statistics::FILES.contains(&name)
+        };
         if target.is_some_and(is_own) {
             folder.join(&file.name).remove()?;
         }
     }
-    if kind.stem == aggregates::STEM {
+    if [aggregates::STEM, lens_statistics::STEM].contains(&kind.stem) {
         let names = job.get("names").and_then(Value::as_array).ok_or_else(bad_job)?;
         let names: Vec<String> = names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect();
-        let top = job.get("top").and_then(Value::as_u64).unwrap_or(0) as usize;
-        aggregates::join(folder, &names, top, &all)?;
+        if kind.stem == lens_statistics::STEM {
+            lens_statistics::join(folder, &job, &names, &all)?;
+        } else {
+            let top = job.get("top").and_then(Value::as_u64).unwrap_or(0) as usize;
+            aggregates::join(folder, &names, top, &all)?;
+        }
     }
     folder.join(INDEX).write(vec![index])?;
     let Merged { units, texts, tokens, bytes } = merged;

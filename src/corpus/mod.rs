@@ -28,8 +28,10 @@ mod error;
 mod folder;
 mod format;
 mod gather;
+mod hub_input;
 mod identity;
 mod job;
+mod lens_statistics;
 mod merge;
 mod object;
 mod parquet_input;
@@ -47,6 +49,7 @@ pub use corpus::Corpus;
 pub use error::{Error, Result};
 pub use identity::Identity;
 pub use job::{Job, Progress, Report};
+pub use lens_statistics::{CalibrationBin, LayerStatistics, LensStatistics, LensSummary};
 pub use merge::{Merged, merge};
 #[cfg(feature = "parquet")]
 pub use parquet_output::Parquet;

@@ -232,6 +232,7 @@ pub struct Batch {
     pub(super) ids: Vec<i64>,
     pub(super) texts: Vec<i32>,
     pub(super) positions: Vec<i32>,
+    pub(super) next: Vec<i64>,
     pub(super) values: Vec<(String, Tensor)>,
 }
 
@@ -259,6 +260,11 @@ impl Batch {
     /// The position of each token in its text.
     pub fn positions(&self) -> &[i32] {
         &self.positions
+    }
+
+    /// The id that follows each token in its text, whether its own values are kept or not; -1 where a text or its row ends.
+    pub fn next_ids(&self) -> &[i64] {
+        &self.next
     }
 
     /// The values of a name, spelt as it was asked for: `[tokens, ...]`, with what the site has beyond positions behind. Attention

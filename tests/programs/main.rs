@@ -6,8 +6,15 @@ mod bad_input;
 mod checkpoints;
 #[cfg(all(feature = "object-store", feature = "parquet"))]
 mod corpora;
+mod corpus_lens;
 mod edits;
+#[cfg(feature = "hub")]
+#[allow(dead_code)]
+#[path = "../../crates/lowmem/tests/suite/fake_hub.rs"]
+mod fake_hub;
 mod generate;
+#[cfg(feature = "hub")]
+mod hub_corpora;
 mod jacobian_lens;
 mod many_texts;
 mod patch;

@@ -30,6 +30,14 @@ pub enum Error {
         /// Tokens in the prompt.
         tokens: usize,
     },
+    /// Streams that do not fit the tokens or one another.
+    #[error("a stream has the shape {found:?}; expected {expected:?}, [token, d_model]")]
+    StreamShape {
+        /// Its shape.
+        found: Vec<i64>,
+        /// The shape that all must have.
+        expected: Vec<i64>,
+    },
     /// Several rows where one is read.
     #[error("there are {rows} rows, and this table is of one; give one, or take the tables of all with Lens::tables")]
     SeveralRows {

@@ -42,6 +42,7 @@ mod measure_name;
 mod options;
 #[cfg(feature = "plot")]
 pub mod picture;
+mod readout;
 mod rows;
 mod scale;
 mod schema;
@@ -74,6 +75,7 @@ pub use crate::{
     lens::{Lens, Prompt},
     measure::Measure,
     options::LensOptions,
+    readout::{Readout, StreamReadout},
     rows::RowOptions,
     schema::SCHEMA,
     table::{JACOBIAN, Prediction, Row, TUNED, Table, Token, TopK},

@@ -70,7 +70,11 @@ pub(crate) struct Measured {
     pub(crate) final_reach: Vec<f32>,
     /// `[position]`
     pub(crate) final_log_normaliser: Vec<f64>,
+    /// `[position]`, the model's own top-1 tokens.
+    pub(crate) final_top1: Vec<i64>,
     pub(crate) top1: Vec<i64>,
+    /// Score of the row's own top-1 token.
+    pub(crate) top1_logit: Vec<f32>,
     pub(crate) log_normaliser: Vec<f64>,
     /// Score of the model's own top-1 token.
     pub(crate) target_logit: Vec<f32>,
@@ -596,7 +600,9 @@ fn gather(groups: Vec<Group>) -> Result<Measured, TchError> {
         final_logit: flat(&own(|group| &group.own.logit)?)?,
         final_reach: flat(&own(|group| &group.own.reach)?)?,
         final_log_normaliser: flat(&own(|group| &group.own.log_normaliser)?)?,
+        final_top1: flat(&own(|group| &group.own.top1)?)?,
         top1: integers(&|stack| Some(stack.running.highest.place.shallow_clone()))?,
+        top1_logit: floats(&|stack| Some(stack.running.highest.value.shallow_clone()))?,
         log_normaliser: match whole(&|stack| Some(stack.running.log_normaliser.shallow_clone()))? {
             Some(normalisers) => flat(&normalisers)?,
             None => Vec::new(),

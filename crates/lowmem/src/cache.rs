@@ -1,9 +1,10 @@
 //! The cache that all Hugging Face tools share.
 //!
-//! `models--ORG--NAME/refs/REVISION` holds a commit, `snapshots/COMMIT/FILE` links to `blobs/ETAG`, and an empty
+//! `models--ORG--NAME/refs/REVISION` (of data sets `datasets--ORG--NAME`) holds a commit, `snapshots/COMMIT/FILE` links to `blobs/ETAG`, and an empty
 //! `.no_exist/COMMIT/FILE` remembers that the repository has no such file. What is still being fetched is
 //! `blobs/ETAG.incomplete`. One folder more is ours: `.headers/COMMIT/FILE` keeps the header of a safetensors file that
-//! was indexed and not needed, so that the checkpoint opens offline too.
+//! was indexed and not needed, so that the checkpoint opens offline too. Another is `.listings/COMMIT`, the names of a data set's files:
+//! without it nobody could tell offline whether all are here.
 
 use std::{
     fs,
@@ -16,6 +17,9 @@ use crate::{Error, HubOptions, Result};
 #[derive(Clone, Debug)]
 pub(crate) struct CacheEntry {
     pub(crate) id: String,
+    /// What stands before the id in addresses: nothing, or `datasets/`.
+    #[cfg_attr(not(feature = "hub"), allow(dead_code))]
+    pub(crate) prefix: &'static str,
     pub(crate) revision: String,
     /// Where all its files and revisions lie.
     pub(crate) root: PathBuf,
@@ -23,14 +27,22 @@ pub(crate) struct CacheEntry {
 
 impl CacheEntry {
     pub(crate) fn new(id: &str, options: &HubOptions) -> Result<Self> {
+        Self::of(hf_hub::Repo::model(id.to_owned()), "", id, options)
+    }
+
+    /// The entry of a data set.
+    pub(crate) fn dataset(id: &str, options: &HubOptions) -> Result<Self> {
+        Self::of(hf_hub::Repo::dataset(id.to_owned()), "datasets/", id, options)
+    }
+
+    fn of(repo: hf_hub::Repo, prefix: &'static str, id: &str, options: &HubOptions) -> Result<Self> {
         let revision = options.revision_or_main().to_owned();
         let plain = |component| matches!(component, Component::Normal(_));
         if revision.is_empty() || !Path::new(&revision).components().all(plain) {
             return Err(Error::Revision { id: id.to_owned(), revision });
         }
         let Some(cache) = options.cache_folder() else { return Err(Error::NoCache) };
-        let folder = hf_hub::Repo::model(id.to_owned()).folder_name();
-        Ok(Self { id: id.to_owned(), revision, root: cache.join(folder) })
+        Ok(Self { id: id.to_owned(), prefix, revision, root: cache.join(repo.folder_name()) })
     }
 
     /// The commit that the revision is known to mean.
@@ -60,6 +72,11 @@ impl CacheEntry {
         Some((u64::from_le_bytes(*size), header.to_vec()))
     }
 
+    /// The names of all files of a data set, where they are known.
+    pub(crate) fn listing(&self, commit: &str) -> Option<Vec<String>> {
+        serde_json::from_slice(&fs::read(self.root.join(".listings").join(commit)).ok()?).ok()
+    }
+
     /// Whether the repository is known not to have that file.
     pub(crate) fn is_absent(&self, commit: &str, file: &str) -> bool {
         self.root.join(".no_exist").join(commit).join(file).is_file()
@@ -80,6 +97,11 @@ impl CacheEntry {
         write(&self.root.join(".headers").join(commit).join(file), &[&size.to_le_bytes(), header].concat())
     }
 
+    pub(crate) fn set_listing(&self, commit: &str, names: &[String]) -> Result<()> {
+        let json = serde_json::Value::from(names).to_string();
+        write(&self.root.join(".listings").join(commit), json.as_bytes())
+    }
+
     pub(crate) fn set_absent(&self, commit: &str, file: &str) -> Result<()> {
         write(&self.root.join(".no_exist").join(commit).join(file), &[])
     }
@@ -96,7 +118,7 @@ pub(crate) fn create_folder(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(|source| Error::Io { path: path.to_owned(), source })
 }
 
-/// Makes `link` mean `target`, which lies `../../blobs` from it; a copy where links are not possible.
+/// Makes `link`, a file of a snapshot, mean `target`, a blob of the same repository; a copy where links are not possible.
 #[cfg(feature = "hub")]
 pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {
     let made = || -> std::io::Result<()> {
@@ -105,7 +127,11 @@ pub(crate) fn link(target: &Path, link: &Path) -> Result<()> {
         #[cfg(unix)]
         {
             let blob = target.file_name().unwrap_or_default();
-            std::os::unix::fs::symlink(Path::new("../../blobs").join(blob), link)
+            // `snapshots/COMMIT` lies two folders below `blobs`' own, and files may lie in folders there.
+            let root = target.parent().and_then(Path::parent).unwrap_or(target);
+            let depth = link.strip_prefix(root).map_or(2, |below| below.components().count().saturating_sub(1));
+            let up: PathBuf = std::iter::repeat_n("..", depth).collect();
+            std::os::unix::fs::symlink(up.join("blobs").join(blob), link)
         }
         #[cfg(not(unix))]
         {

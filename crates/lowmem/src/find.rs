@@ -107,7 +107,7 @@ impl Checkpoint {
 
 pub(crate) const OFFLINE: &str = "the Hub is not asked when offline";
 #[cfg(not(feature = "hub"))]
-const NOT_BUILT: &str = "this program was built without the feature `hub`, which would fetch it";
+pub(crate) const NOT_BUILT: &str = "this program was built without the feature `hub`, which would fetch it";
 
 /// The names of all files of a model of which `file` is one of several, `NAME-00001-of-00003.gguf`; none otherwise.
 fn split_names(file: &str) -> Vec<String> {
@@ -122,12 +122,12 @@ fn split_names(file: &str) -> Vec<String> {
 }
 
 /// A revision of a repository: what the cache has of it, and the Hub for the rest.
-struct Remote {
-    entry: CacheEntry,
-    commit: String,
+pub(crate) struct Remote {
+    pub(crate) entry: CacheEntry,
+    pub(crate) commit: String,
     /// None when offline.
     #[cfg(feature = "hub")]
-    hub: Option<crate::hub::Hub>,
+    pub(crate) hub: Option<crate::hub::Hub>,
 }
 
 impl Remote {
@@ -153,7 +153,7 @@ impl Remote {
         }
     }
 
-    fn folder(&self) -> PathBuf {
+    pub(crate) fn folder(&self) -> PathBuf {
         self.entry.snapshot(&self.commit)
     }
 
@@ -165,7 +165,7 @@ impl Remote {
     }
 
     /// The path of a file, fetched if need be; None if the repository has no such file.
-    fn bring(&self, name: &str) -> Result<Option<PathBuf>> {
+    pub(crate) fn bring(&self, name: &str) -> Result<Option<PathBuf>> {
         let path = self.folder().join(name);
         if path.is_file() {
             return Ok(Some(path));

@@ -13,7 +13,7 @@
 use std::{
     fs::{self, File},
     io::{self, Read, Write},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
     thread,
     time::Duration,
 };
@@ -184,7 +184,7 @@ impl Hub {
         let blobs = entry.root.join("blobs");
         let (blob, path) = (blobs.join(&etag), entry.snapshot(commit).join(file));
         create_folder(&blobs)?;
-        create_folder(&entry.snapshot(commit))?;
+        create_folder(path.parent().unwrap_or(&blobs))?;
         // Two programs that want the same file take turns; the second finds it there.
         let _lock = lock(&entry.root, &etag)?;
         if fs::metadata(&blob).map_or(true, |found| found.len() != bytes) {
@@ -227,7 +227,43 @@ impl Hub {
     }
 
     fn url(&self, entry: &CacheEntry, revision: &str, file: &str) -> String {
-        format!("{}/{}/resolve/{}/{}", self.endpoint, entry.id, escape(revision), escape(file))
+        let file: Vec<String> = file.split('/').map(escape).collect();
+        format!("{}/{}{}/resolve/{}/{}", self.endpoint, entry.prefix, entry.id, escape(revision), file.join("/"))
+    }
+
+    /// The commit that the entry's revision means now, and the names of all its files; both are remembered in the cache.
+    pub(crate) fn list(&self, entry: &CacheEntry) -> Result<(String, Vec<String>)> {
+        #[derive(serde::Deserialize)]
+        struct Revision {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(serde::Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let kind = if entry.prefix.is_empty() { "models/" } else { entry.prefix };
+        let url = format!("{}/api/{kind}{}/revision/{}", self.endpoint, entry.id, escape(&entry.revision));
+        let bytes = self.repeat(&url, || {
+            let mut answer = check(&url, self.follow(&url, None)?, |_| false)?.response;
+            let mut bytes = Vec::new();
+            let read = answer.body_mut().as_reader().read_to_end(&mut bytes);
+            read.map_err(|error| Failure::Passing(error.to_string()))?;
+            Ok(bytes)
+        })?;
+        let revision: Revision =
+            serde_json::from_slice(&bytes).map_err(|_| bad_answer(&url, "the answer is no list of files"))?;
+        let names: Vec<String> = revision.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+        // They become paths on this machine.
+        let plain = |name: &String| {
+            !name.contains('\\') && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+        };
+        if !is_name(&revision.sha) || !names.iter().all(plain) {
+            return Err(bad_answer(&url, "the answer has names that no file can have"));
+        }
+        entry.set_commit(&revision.sha)?;
+        entry.set_listing(&revision.sha, &names)?;
+        Ok((revision.sha, names))
     }
 
     /// Appends what is missing of `bytes` to the file at `part`, and checks the whole.

@@ -28,6 +28,7 @@ mod checkpoint;
 mod choose;
 mod compare;
 mod cuda;
+mod dataset;
 mod decode;
 mod dtype;
 mod error;
@@ -59,6 +60,7 @@ mod write;
 
 pub use checkpoint::Checkpoint;
 pub use cuda::{CudaLibrary, cuda_if_available, cuda_library, libtorch_folder};
+pub use dataset::Dataset;
 pub use dtype::Dtype;
 pub use error::{Error, Result, first_line, nearest};
 pub use index::{Index, TensorInfo, WeightFile};

@@ -40,9 +40,12 @@ const OWN: [&str; 4] = ["text_id", "text", "position", "token_id"];
 /// About the bytes of a row group: what those who read row by row hold at once.
 const GROUP_BYTES: usize = 64 << 20;
 
-/// Keeps each unit as a Parquet file, a row a token, as `datasets.load_dataset` opens them: the columns `text_id` (the text's own
-/// id, or its line or row in its file, counted from 1), `text` (its place in the unit), `position`, `token_id`, and one for each name, a list of
-/// fixed length.
+/// Keeps each unit as a Parquet file, a row a token, as `datasets.load_dataset` opens them: the columns `text_id`,
+/// `text` (its place in the unit), `position`, `token_id`, and one for each name, a list of fixed length.
+///
+/// `text_id` is the text's own id; without one, its row or number in its file, counted from 1 (`17`). Of a line without an id it is the
+/// unit and the line within it, `UNIT:LINE`, the unit counted from 0 and the line from 1 (`3:17`): which line of its file that is follows
+/// only from all units before, and `index.jsonl` says it. It is null for tokens between packed texts.
 ///
 /// Arrow has no bf16: values are f32 or f16 ([`Job::store`](crate::corpus::Job::store)). Values of more than one dimension are flattened; the
 /// files' metadata has their shapes.

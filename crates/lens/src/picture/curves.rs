@@ -159,9 +159,17 @@ where
             .label(name.clone())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], line.stroke_width(3)));
     }
+    // The legend stands where the curves are lower: most fall towards the output, some rise to it.
+    let highest = |places: std::ops::Range<usize>| {
+        let values = curves.curves.iter().filter_map(|(_, values)| values.get(places.clone())).flatten();
+        values.copied().filter(|value| shown(value)).fold(f64::NEG_INFINITY, f64::max)
+    };
+    let third = curves.rows.len().div_ceil(3);
+    let rises = highest(0..third) < highest(curves.rows.len() - third..curves.rows.len());
+    let position = if rises { SeriesLabelPosition::UpperLeft } else { SeriesLabelPosition::UpperRight };
     chart
         .configure_series_labels()
-        .position(SeriesLabelPosition::UpperRight)
+        .position(position)
         .label_font(font(12.0).color(&look.ink))
         .legend_area_size(26)
         .border_style(TRANSPARENT)

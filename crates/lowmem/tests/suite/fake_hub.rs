@@ -10,6 +10,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+/// What every repository has, in addresses.
+const REVISIONS: [&str; 4] = ["main", "v1", "refs%2Fpr%2F1", COMMIT];
 pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// What the next answers about paths that contain a text do instead.
@@ -51,7 +53,7 @@ struct State {
 }
 
 impl FakeHub {
-    /// Serves these files of the repositories `org/model` (and `model`, renamed to it).
+    /// Serves these files of the repositories `org/model` (and `model`, renamed to it), and of the data set `org/data`.
     pub(crate) fn start(files: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
         let (endpoint, cdn) = (TcpListener::bind("127.0.0.1:0").unwrap(), TcpListener::bind("127.0.0.1:0").unwrap());
         let address = |listener: &TcpListener| format!("http://{}", listener.local_addr().unwrap());
@@ -150,9 +152,19 @@ impl State {
             let headers = [("X-Error-Message", "Invalid credentials".to_owned())];
             return respond(stream, 401, &headers, &[], None);
         }
-        let name = path.strip_prefix("/org/model/resolve/").and_then(|rest| rest.split_once('/'));
-        let revisions = ["main", "v1", "refs%2Fpr%2F1", COMMIT];
-        let Some((_, name)) = name.filter(|(revision, _)| revisions.contains(revision)) else {
+        if let Some(revision) = path.strip_prefix("/api/datasets/org/data/revision/") {
+            if !REVISIONS.contains(&revision) {
+                return respond(stream, 404, &[("X-Error-Code", "RevisionNotFound".into())], b"{}", None);
+            }
+            let files = self.files.lock().unwrap();
+            let siblings: Vec<String> = files.keys().map(|name| format!("{{\"rfilename\":\"{name}\"}}")).collect();
+            let body = format!("{{\"sha\":\"{COMMIT}\",\"siblings\":[{}]}}", siblings.join(","));
+            return respond(stream, 200, &[], body.as_bytes(), fault);
+        }
+        let of_model = path.strip_prefix("/org/model/resolve/");
+        let name =
+            of_model.or_else(|| path.strip_prefix("/datasets/org/data/resolve/")).and_then(|rest| rest.split_once('/'));
+        let Some((_, name)) = name.filter(|(revision, _)| REVISIONS.contains(revision)) else {
             return respond(stream, 404, &[], b"not found", None);
         };
         let Some(file) = self.files.lock().unwrap().get(name).cloned() else {

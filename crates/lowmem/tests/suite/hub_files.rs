@@ -511,3 +511,47 @@ fn sources() {
         assert!(matches!(Source::parse(text), Err(Error::NotFound { .. })), "{text}");
     }
 }
+
+#[test]
+fn a_data_set_is_listed_once_and_its_files_are_fetched_as_they_are_asked_for() {
+    let hub = FakeHub::start(named(vec![
+        ("README.md", b"never needed".to_vec()),
+        ("data/train/b.jsonl", b"\"b\"\n".to_vec()),
+        ("data/a.jsonl", b"\"a\"\n".to_vec()),
+    ]));
+    let cache = tempfile::tempdir().unwrap();
+    let find = |options: HubOptions| lowmem::Dataset::find("org/data", &options);
+    let none = find(options(&hub, cache.path()).offline(true)).err().unwrap();
+    assert!(matches!(none, Error::NotCached { .. }), "{none}");
+    hub.fault("/api/", 1, Fault::Status(503));
+    hub.fault("/api/", 1, Fault::Cut(10));
+    let data = find(options(&hub, cache.path())).unwrap();
+    assert_eq!(hub.faults_left(), 0);
+    assert_eq!(data.names(), ["README.md", "data/a.jsonl", "data/train/b.jsonl"]);
+    assert_eq!(data.commit(), COMMIT);
+    hub.take_requests();
+    let path = data.bring("data/train/b.jsonl").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"\"b\"\n");
+    assert_eq!(path, data.folder().join("data/train/b.jsonl"));
+    let asked: Vec<String> = hub.take_requests().into_iter().map(|request| request.path).collect();
+    let address = format!("/datasets/org/data/resolve/{COMMIT}/data/train/b.jsonl");
+    assert!(!asked.is_empty() && asked.iter().all(|path| *path == address), "{asked:?}");
+    assert!(matches!(data.bring("data/c.jsonl"), Err(Error::NotOnHub { .. })));
+    // From now on without the Hub: what is here is used, what is not is named.
+    hub.take_requests();
+    let again = find(options(&hub, cache.path()).offline(true)).unwrap();
+    assert_eq!(again.names(), data.names());
+    assert_eq!(again.bring("data/train/b.jsonl").unwrap(), path);
+    let missing = again.bring("data/a.jsonl").unwrap_err();
+    assert!(matches!(&missing, Error::NotCached { file, .. } if file == "data/a.jsonl"), "{missing}");
+    assert!(hub.take_requests().is_empty());
+    // Another revision is asked for by its own name.
+    find(options(&hub, cache.path()).revision("refs/pr/1".to_owned())).unwrap();
+    assert_eq!(hub.take_requests()[0].path, "/api/datasets/org/data/revision/refs%2Fpr%2F1");
+    let unknown = find(options(&hub, cache.path()).revision("v2".to_owned())).err().unwrap();
+    assert!(matches!(unknown, Error::Hub { status: Some(404), .. }), "{unknown}");
+    // Names that would leave the cache are no files.
+    hub.set_file("../../outside", Vec::new());
+    let outside = find(options(&hub, tempfile::tempdir().unwrap().path())).err().unwrap();
+    assert!(outside.to_string().contains("names that no file can have"), "{outside}");
+}

@@ -1,0 +1,187 @@
+//! The lens over a corpus: what layers believe on average.
+
+mod join;
+mod sums;
+
+use std::path::Path;
+
+use lens::{Lens, LensOptions, Readout};
+use models::{Model, Site};
+use tch::Tensor;
+
+pub use join::{CalibrationBin, LayerStatistics, LensSummary};
+pub(super) use join::{FILES, join};
+
+use sums::Sums;
+
+use super::{
+    error::{Error, Result},
+    folder::Folder,
+    identity::Identity,
+    merge,
+    place::Place,
+    record::UnitRecord,
+    sink::{Batch, Piece, Sink, Unit},
+    tensor_file,
+};
+
+pub(super) const STEM: &str = "lens";
+
+/// The logit lens over a corpus: decodes the residual streams of each batch, keeps sums of each unit, and of all units what follows
+/// from them. When the job is whole, the folder has `lens.json` ([`LensSummary`] says what is in it) and, in a build with the
+/// feature `plot`, two charts of it over the layers, `lens-nats.svg` and `lens-parts.svg`.
+///
+/// The job captures the streams that are decoded, each `[tokens, d_model]`, and the last one, which they are measured against
+/// ([`LensStatistics::names`] adds it), all in the dtype of the run ([`Job::store`](super::Job::store) with `None`). What is decoded is
+/// the same as by [`lens::Lens`], and with the same code ([`lens::Readout`]).
+///
+/// Sums are f64 and put together in the order of units, so the result is the same bit for bit for any number of pieces.
+///
+/// ```
+/// use transformer_utils::{corpus::{Corpus, Job, LensStatistics, LensSummary}, prelude::*};
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let folder = tempfile::tempdir()?;
+/// # let out = folder.path().join("lens");
+/// let model = Model::load("assets/tiny-gpt2")?;
+/// let names = LensStatistics::names(&model, &["h.1", "h.5"])?; // and h.7, the last
+/// let corpus = Corpus::from_texts(["Emma was very", "happy with her friend"]);
+/// Job::new(&model, corpus).names(&names)?.store(None).run(&mut LensStatistics::create(&out, &model)?)?;
+///
+/// let summary = LensSummary::read(&out)?;
+/// let kl = |layer: usize| summary.layers[layer].kl.unwrap_or(f64::NAN);
+/// assert!(kl(0) > kl(1) && kl(2) < 1e-6); // the last stream is what the model says
+/// # Ok(())
+/// # }
+/// ```
+pub struct LensStatistics<'a> {
+    folder: Folder,
+    model: &'a Model,
+    /// From the first batch on: a job with nothing to do needs no unembedding.
+    readout: Option<Readout>,
+    memory: u64,
+    piece: Piece,
+    names: Vec<String>,
+    /// Which of the names is the last stream's.
+    last: usize,
+    sums: Vec<Sums>,
+}
+
+impl<'a> LensStatistics<'a> {
+    /// A folder, which is made if it is not there (its parent must be), or an address such as `s3://bucket/path`; and the model whose
+    /// streams will come.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Address`], [`Error::NeedsFeature`].
+    pub fn create(path: impl AsRef<Path>, model: &'a Model) -> Result<Self> {
+        let folder = Folder::new(Place::parse(path.as_ref())?, STEM, super::safetensors::ENDING);
+        let memory = LensOptions::default().memory;
+        let (names, sums) = (Vec::new(), Vec::new());
+        Ok(Self { folder, model, readout: None, memory, piece: Piece::WHOLE, names, last: 0, sums })
+    }
+
+    /// Bytes that temporary results may take, as [`LensOptions::memory`]; the numbers do not depend on it but for rounding.
+    pub fn memory(mut self, memory: u64) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// What a job has to capture: the names that are given, or where none is, the rows of a [`Lens`] (`input` and every block); with the
+    /// last stream behind, if it is not among them.
+    ///
+    /// # Errors
+    ///
+    /// Unknown names; [`Error::Lens`].
+    pub fn names(model: &Model, chosen: &[impl AsRef<str>]) -> Result<Vec<String>> {
+        let mut names: Vec<String> = chosen.iter().map(|name| name.as_ref().to_owned()).collect();
+        if names.is_empty() {
+            names.extend(Lens::new(model, LensOptions::default())?.row_names().map(str::to_owned));
+        }
+        let last = last_stream(model);
+        let mut has_last = false;
+        for name in &names {
+            has_last |= find(model, name)? == last;
+        }
+        if !has_last {
+            names.push(last.to_string());
+        }
+        Ok(names)
+    }
+
+    fn fresh(&self) -> Vec<Sums> {
+        self.names.iter().map(|_| Sums::default()).collect()
+    }
+}
+
+/// What the final norm reads.
+fn last_stream(model: &Model) -> Site {
+    Site::before_block(model.config().layers())
+}
+
+fn find(model: &Model, name: &str) -> Result<Site> {
+    Ok(model.sites().find(name).map_err(partial::Error::from)?)
+}
+
+impl Sink for LensStatistics<'_> {
+    fn begin(&mut self, job: &Identity, piece: Piece) -> Result<()> {
+        let refuse = |option, problem| Err(Error::Option { option, problem });
+        let (own, width) = (self.model.parts().dtype().to_string(), self.model.architecture().d_model);
+        if job.fields.get("store").and_then(serde_json::Value::as_str).is_some_and(|store| store != own) {
+            let problem = format!("the lens reads streams as the run computes them, in {own}; leave it out");
+            return refuse("store", problem);
+        }
+        let mut last = None;
+        for (place, (name, shape)) in job.names.iter().zip(&job.shapes).enumerate() {
+            if *shape != [width] {
+                let problem =
+                    format!("{name} is no residual stream: it has {shape:?} values a token, a stream {width}");
+                return refuse("names", problem);
+            }
+            if find(self.model, name)? == last_stream(self.model) {
+                last = last.or(Some(place));
+            }
+        }
+        let Some(last) = last else {
+            let problem = format!("the lens needs the last stream, {}, to measure against", last_stream(self.model));
+            return refuse("names", problem);
+        };
+        self.folder.begin(&job.clone().with("output", STEM), piece)?;
+        self.names.clone_from(&job.names);
+        (self.piece, self.last) = (piece, last);
+        self.sums = self.fresh();
+        Ok(())
+    }
+
+    fn is_done(&mut self, unit: usize) -> Result<bool> {
+        self.folder.is_done(unit, tensor_file::read_record)
+    }
+
+    fn take(&mut self, batch: Batch) -> Result<()> {
+        let readout = match self.readout.take() {
+            Some(readout) => readout,
+            None => Readout::new(self.model)?.memory(self.memory),
+        };
+        let streams: Vec<Tensor> = batch.values().map(|(_, values)| values.shallow_clone()).collect();
+        if let Some(last) = streams.get(self.last) {
+            let found = readout.measure(&streams, last, batch.next_ids())?;
+            self.sums.iter_mut().zip(&found).for_each(|(sums, found)| sums.add(found, batch.next_ids()));
+        }
+        self.readout = Some(readout);
+        Ok(())
+    }
+
+    fn finish(&mut self, unit: &Unit) -> Result<()> {
+        let fresh = self.fresh();
+        let sums = std::mem::replace(&mut self.sums, fresh);
+        let tensors = self.names.iter().zip(&sums).flat_map(|(name, sums)| sums.stored(name)).collect();
+        let record = UnitRecord::of(unit, self.folder.fingerprint().to_owned(), false);
+        self.folder.object(unit.number()).write(tensor_file::encode(tensors, Some(&record))?)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.piece.is_whole() {
+            merge::merge_place(&self.folder.place)?;
+        }
+        Ok(())
+    }
+}
