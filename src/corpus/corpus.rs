@@ -40,6 +40,8 @@ pub struct Corpus {
     pub(super) files: Vec<File>,
     pub(super) memory: Arc<Vec<Content>>,
     pub(super) options: Options,
+    /// The commit of a data set of the Hub: another has other files under the same names.
+    commit: Option<String>,
 }
 
 /// How the texts are read.
@@ -122,7 +124,7 @@ impl Corpus {
             truncate: false,
             pack: None,
         };
-        Self { files, memory: Arc::new(memory), options }
+        Self { files, memory: Arc::new(memory), options, commit: None }
     }
 
     /// Texts of files: a file, a folder (such as that of a Hugging Face dataset, whose files are taken in the order of their names; where
@@ -146,8 +148,9 @@ impl Corpus {
         let path = path.as_ref();
         let none = || Error::NoTexts { place: path.display().to_string(), expected: format::ENDINGS.to_owned() };
         if let Some(address) = path.to_str().and_then(|text| text.strip_prefix(hub_input::SCHEME)) {
-            let files = hub_input::fetch(path, address, hub)?;
-            return if files.is_empty() { Err(none()) } else { Ok(Self::new(files, Vec::new())) };
+            let (files, commit) = hub_input::fetch(path, address, hub)?;
+            let corpus = Self { commit: Some(commit), ..Self::new(files, Vec::new()) };
+            return if corpus.files.is_empty() { Err(none()) } else { Ok(corpus) };
         }
         // A file whose name happens to look like a pattern is that file.
         let place = Place::parse(path)?;
@@ -267,6 +270,7 @@ impl Corpus {
         });
         json!({
             "files": files,
+            "commit": self.commit,
             "texts": if self.memory.is_empty() { Value::Null } else { super::identity::hash(memory).into() },
             "text": text,
             "ids": ids,

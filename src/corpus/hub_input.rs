@@ -45,8 +45,9 @@ impl Address {
     }
 }
 
-/// Fetches the files of a corpus: those of a data set, or of a folder or a pattern in it, as for folders of this machine.
-pub(super) fn fetch(place: &Path, address: &str, options: &HubOptions) -> Result<Vec<File>> {
+/// Fetches the files of a corpus: those of a data set, or of a folder or a pattern in it, as for folders of this machine. Beside them, the
+/// commit that they are of.
+pub(super) fn fetch(place: &Path, address: &str, options: &HubOptions) -> Result<(Vec<File>, String)> {
     let place = place.display().to_string();
     let problem = "expected hf://datasets/OWNER/NAME[@REVISION][/PATH]".to_owned();
     let address = Address::parse(address).ok_or_else(|| Error::Address { place: place.clone(), problem })?;
@@ -77,7 +78,7 @@ pub(super) fn fetch(place: &Path, address: &str, options: &HubOptions) -> Result
         file.bytes = fs::metadata(&path).map_err(Error::io("read", path.display()))?.len();
         file.place = Place::Local(path);
     }
-    Ok(files)
+    Ok((files, dataset.commit().to_owned()))
 }
 
 #[cfg(test)]
