@@ -19,6 +19,8 @@ mod layout;
 mod metadata;
 mod numbers;
 mod product;
+#[cfg(target_arch = "x86_64")]
+mod product_avx512;
 mod split;
 mod value;
 

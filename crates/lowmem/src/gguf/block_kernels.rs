@@ -7,7 +7,7 @@ use super::numbers::{Number, bf16_to_f32, f16_to_f32};
 /// Values of a 4-bit index in IQ4_NL and IQ4_XS.
 pub(super) const IQ4_VALUES: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 /// Twice the values of a 4-bit float, E2M1, with its sign in the high bit.
-const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+pub(super) const E2M1_VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// A scale at the front of a block.
 #[inline(always)]
@@ -125,11 +125,16 @@ pub(super) fn iq4_nl<N: Number>(block: &[u8; 18], out: &mut [N::Stored; 32]) {
     halves::<N>(packed, out, |value| d * f32::from(IQ4_VALUES[usize::from(value & 15)]));
 }
 
-/// The scale is 2 to the power of its byte less 128: half of what the byte means, for values that are doubled.
+/// 2 to the power of the byte less 128: half of what the byte means, for values that are doubled.
+#[inline(always)]
+pub(super) fn exponent_to_scale(exponent: u8) -> f32 {
+    let exponent = u32::from(exponent);
+    f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 })
+}
+
 #[inline(always)]
 pub(super) fn mxfp4<N: Number>(block: &[u8; 17], out: &mut [N::Stored; 32]) {
     let [exponent, packed @ ..] = block;
-    let exponent = u32::from(*exponent);
-    let d = f32::from_bits(if exponent < 2 { 0x0020_0000 << exponent } else { (exponent - 1) << 23 });
+    let d = exponent_to_scale(*exponent);
     halves::<N>(packed, out, |value| d * f32::from(E2M1_VALUES[usize::from(value & 15)]));
 }

@@ -1,22 +1,26 @@
 //! Blocks as groups of small integers that share a scale and an offset.
 
-use super::{k_kernels::scales_and_minimums, numbers::f16_to_f32};
+use super::{
+    block_kernels::{E2M1_VALUES, IQ4_VALUES, exponent_to_scale},
+    k_kernels::scales_and_minimums,
+    numbers::f16_to_f32,
+};
 
-/// Numbers `scale * n + offset`.
+/// Numbers `scale * n + offset`, or `scale * n` in formats without offsets.
 pub(super) struct Group<const SIZE: usize> {
     pub(super) numbers: [i8; SIZE],
     pub(super) scale: f32,
-    pub(super) offset: f32,
+    pub(super) offset: Option<f32>,
 }
 
 #[inline(always)]
-fn half(low: u8, high: u8) -> f32 {
+pub(super) fn half(low: u8, high: u8) -> f32 {
     f16_to_f32(u16::from_le_bytes([low, high]))
 }
 
 /// The first bytes of what is left of a block.
 #[inline(always)]
-fn cut<const LENGTH: usize>(rest: &[u8]) -> &[u8; LENGTH] {
+pub(super) fn cut<const LENGTH: usize>(rest: &[u8]) -> &[u8; LENGTH] {
     // Blocks are arrays, and where their parts begin is known: nothing can be missing.
     rest.first_chunk().unwrap_or(&[0; LENGTH])
 }
@@ -50,32 +54,72 @@ fn halves_of_5_bits(packed: &[u8; 16], fifth: [u8; 4], middle: i8) -> [i8; 32] {
     numbers
 }
 
+/// What the halves stand for in a list of values.
+#[inline(always)]
+fn listed_halves(packed: &[u8; 16], values: &[i8; 16]) -> [i8; 32] {
+    let mut numbers = [0; 32];
+    for i in 0..16 {
+        numbers[i] = values[usize::from(packed[i] & 15)];
+        numbers[i + 16] = values[usize::from(packed[i] >> 4)];
+    }
+    numbers
+}
+
+#[inline(always)]
+pub(super) fn iq4_nl(block: &[u8; 18], (): &(), _: usize) -> Group<32> {
+    let [d0, d1, packed @ ..] = block;
+    Group { numbers: listed_halves(packed, &IQ4_VALUES), scale: half(*d0, *d1), offset: None }
+}
+
+#[inline(always)]
+pub(super) fn mxfp4(block: &[u8; 17], (): &(), _: usize) -> Group<32> {
+    let [exponent, packed @ ..] = block;
+    Group { numbers: listed_halves(packed, &E2M1_VALUES), scale: exponent_to_scale(*exponent), offset: None }
+}
+
+/// The scales of the eight groups of a block.
+#[inline(always)]
+pub(super) fn iq4_xs_scales(block: &[u8; 136]) -> [f32; 8] {
+    let [d0, d1, h0, h1, low @ ..] = block;
+    let (d, high) = (half(*d0, *d1), u16::from_le_bytes([*h0, *h1]));
+    std::array::from_fn(|i| {
+        let six = (low[i / 2] >> (i % 2 * 4)) & 15 | ((high >> (2 * i)) as u8 & 3) << 4;
+        d * (i32::from(six) - 32) as f32
+    })
+}
+
+#[inline(always)]
+pub(super) fn iq4_xs(block: &[u8; 136], scales: &[f32; 8], i: usize) -> Group<32> {
+    Group { numbers: listed_halves(cut(&block[8 + 16 * i..]), &IQ4_VALUES), scale: scales[i], offset: None }
+}
+
 #[inline(always)]
 pub(super) fn q4_0(block: &[u8; 18], (): &(), _: usize) -> Group<32> {
     let [d0, d1, packed @ ..] = block;
-    Group { numbers: halves(packed, 8), scale: half(*d0, *d1), offset: 0.0 }
+    Group { numbers: halves(packed, 8), scale: half(*d0, *d1), offset: None }
 }
 
 #[inline(always)]
 pub(super) fn q4_1(block: &[u8; 20], (): &(), _: usize) -> Group<32> {
     let [d0, d1, m0, m1, packed @ ..] = block;
-    Group { numbers: halves(packed, 0), scale: half(*d0, *d1), offset: half(*m0, *m1) }
+    Group { numbers: halves(packed, 0), scale: half(*d0, *d1), offset: Some(half(*m0, *m1)) }
 }
 
 #[inline(always)]
 pub(super) fn q5_0(block: &[u8; 22], (): &(), _: usize) -> Group<32> {
     let [d0, d1, h0, h1, h2, h3, packed @ ..] = block;
     let numbers = halves_of_5_bits(packed, [*h0, *h1, *h2, *h3], 16);
-    Group { numbers, scale: half(*d0, *d1), offset: 0.0 }
+    Group { numbers, scale: half(*d0, *d1), offset: None }
 }
 
 #[inline(always)]
 pub(super) fn q5_1(block: &[u8; 24], (): &(), _: usize) -> Group<32> {
     let [d0, d1, m0, m1, h0, h1, h2, h3, packed @ ..] = block;
-    // Numbers around zero, because for others the compiler makes no vector instructions here.
-    let numbers = halves_of_5_bits(packed, [*h0, *h1, *h2, *h3], 16);
-    let scale = half(*d0, *d1);
-    Group { numbers, scale, offset: half(*m0, *m1) + 16.0 * scale }
+    Group {
+        numbers: halves_of_5_bits(packed, [*h0, *h1, *h2, *h3], 0),
+        scale: half(*d0, *d1),
+        offset: Some(half(*m0, *m1)),
+    }
 }
 
 #[inline(always)]
@@ -85,11 +129,11 @@ pub(super) fn q8_0(block: &[u8; 34], (): &(), _: usize) -> Group<32> {
     for i in 0..32 {
         numbers[i] = values[i] as i8;
     }
-    Group { numbers, scale: half(*d0, *d1), offset: 0.0 }
+    Group { numbers, scale: half(*d0, *d1), offset: None }
 }
 
 /// Scales and offsets of the eight groups of a block.
-type Eight = [(f32, f32); 8];
+pub(super) type Eight = [(f32, f32); 8];
 
 #[inline(always)]
 fn eight(block: &[u8; 16]) -> Eight {
@@ -108,7 +152,7 @@ fn one_of_eight(scales: &Eight, fifth: Option<&[u8; 32]>, packed: &[u8; 128], i:
         numbers[at] = ((packed[at] >> (i % 2 * 4)) & 15 | high) as i8;
     }
     let (scale, offset) = scales[i];
-    Group { numbers, scale, offset }
+    Group { numbers, scale, offset: Some(offset) }
 }
 
 #[inline(always)]
@@ -147,5 +191,5 @@ pub(super) fn q6_k(block: &[u8; 210], d: &f32, i: usize) -> Group<16> {
         let (low, high) = ((low[at] >> (quarter / 2 * 4)) & 15, (high[at] >> (quarter * 2)) & 3);
         numbers[at] = (low | high << 4) as i8 - 32;
     }
-    Group { numbers, scale: d * f32::from(block[192 + i] as i8), offset: 0.0 }
+    Group { numbers, scale: d * f32::from(block[192 + i] as i8), offset: None }
 }

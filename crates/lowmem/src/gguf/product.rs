@@ -1,7 +1,12 @@
 //! Products of a stored matrix with a vector, without making the matrix.
+//!
+//! Every kernel does the same operations in the same order, whatever the processor, so that a product has the same bits
+//! everywhere: [`LANES`] sums of a row side by side, fused multiplications with additions, and one way to add up the sums.
 
-use multiversion::multiversion;
+use multiversion::{multiversion, target::match_target};
 
+#[cfg(target_arch = "x86_64")]
+use super::product_avx512;
 use super::{
     Format, GgufError, block_kernels as blocks,
     groups::{self, Group},
@@ -9,10 +14,22 @@ use super::{
     numbers::Single,
 };
 
-/// Partial sums of a row that are kept side by side: four vectors of the widest instructions, two of blocks of 32.
-const LANES: usize = 32;
+/// Partial sums of a row that are kept side by side: one vector of the widest instructions.
+pub(super) const LANES: usize = 16;
 /// Elements that are made before they are multiplied: those of the largest block, which stay in the nearest cache.
 const STRETCH: usize = 256;
+
+/// What the sums of a row's lanes add up to.
+#[inline(always)]
+pub(super) fn added_up(mut lanes: [f32; LANES]) -> f32 {
+    for lane in 0..8 {
+        lanes[lane] += lanes[lane + 8];
+    }
+    for lane in 0..4 {
+        lanes[lane] += lanes[lane + 4];
+    }
+    (lanes[0] + lanes[2]) + (lanes[1] + lanes[3])
+}
 
 /// Multiplies rows of `vector.len()` elements, stored one after the other, with `vector`; one number for each row.
 ///
@@ -46,6 +63,18 @@ pub(crate) fn product(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f
 // As for `dequantise::run`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
 fn run(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
+    let done = match_target! {
+        "x86_64+avx512f+avx512bw+avx512dq+avx512vl" => product_avx512::run(format, bytes, vector, out),
+        _ => false,
+    };
+    if !done {
+        everywhere(format, bytes, vector, out);
+    }
+}
+
+/// The product for any processor, in the vector instructions of the function that it becomes a part of.
+#[inline(always)]
+fn everywhere(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
     match format {
         Format::Q4_0 => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::q4_0),
         Format::Q4_1 => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::q4_1),
@@ -55,6 +84,9 @@ fn run(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
         Format::Q4_K => grouped::<_, 8, _, _>(bytes, vector, out, groups::q4_k_scales, groups::q4_k),
         Format::Q5_K => grouped::<_, 8, _, _>(bytes, vector, out, groups::q5_k_scales, groups::q5_k),
         Format::Q6_K => grouped::<_, 16, _, _>(bytes, vector, out, groups::q6_k_scales, groups::q6_k),
+        Format::IQ4_NL => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::iq4_nl),
+        Format::MXFP4 => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::mxfp4),
+        Format::IQ4_XS => grouped::<_, 8, _, _>(bytes, vector, out, groups::iq4_xs_scales, groups::iq4_xs),
         Format::F32 => made(bytes, vector, out, blocks::f32::<Single>),
         Format::F16 => made(bytes, vector, out, blocks::f16::<Single>),
         Format::BF16 => made(bytes, vector, out, blocks::bf16::<Single>),
@@ -65,9 +97,6 @@ fn run(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
         Format::I64 => made(bytes, vector, out, blocks::i64::<Single>),
         Format::Q2_K => made(bytes, vector, out, k_blocks::q2_k::<Single>),
         Format::Q3_K => made(bytes, vector, out, k_blocks::q3_k::<Single>),
-        Format::IQ4_NL => made(bytes, vector, out, blocks::iq4_nl::<Single>),
-        Format::IQ4_XS => made(bytes, vector, out, k_blocks::iq4_xs::<Single>),
-        Format::MXFP4 => made(bytes, vector, out, blocks::mxfp4::<Single>),
     }
 }
 
@@ -81,30 +110,41 @@ fn grouped<const BYTES: usize, const GROUPS: usize, const SIZE: usize, Scales>(
     scales: impl Fn(&[u8; BYTES]) -> Scales,
     group: impl Fn(&[u8; BYTES], &Scales, usize) -> Group<SIZE>,
 ) {
-    let (factors, _) = vector.as_chunks::<SIZE>();
-    let sums: Vec<f32> = factors.iter().map(|group| group.iter().sum()).collect();
+    let (factors, sums) = groups_of::<SIZE>(vector);
     let (factors, sums) = (factors.as_chunks::<GROUPS>().0, sums.as_chunks::<GROUPS>().0);
     for (row, out) in bytes.as_chunks::<BYTES>().0.chunks_exact(factors.len().max(1)).zip(out) {
-        let (mut lanes, mut offset) = ([0.0_f32; 16], 0.0_f32);
+        let (mut lanes, mut offset) = ([0.0_f32; LANES], 0.0_f32);
         for ((block, factors), sums) in row.iter().zip(factors).zip(sums) {
             let scales = scales(block);
             for i in 0..GROUPS {
                 let (group, factors) = (group(block, &scales, i), &factors[i]);
-                let mut products = [0.0_f32; 16];
-                for half in 0..SIZE / 16 {
-                    for lane in 0..16 {
-                        let at = half * 16 + lane;
-                        products[lane] += f32::from(group.numbers[at]) * factors[at];
+                let mut products = [0.0_f32; LANES];
+                for lane in 0..LANES {
+                    products[lane] = f32::from(group.numbers[lane]) * factors[lane];
+                }
+                if SIZE > LANES {
+                    for lane in 0..LANES {
+                        let at = LANES + lane;
+                        products[lane] = f32::from(group.numbers[at]).mul_add(factors[at], products[lane]);
                     }
                 }
-                for lane in 0..16 {
-                    lanes[lane] += group.scale * products[lane];
+                for lane in 0..LANES {
+                    lanes[lane] = group.scale.mul_add(products[lane], lanes[lane]);
                 }
-                offset += group.offset * sums[i];
+                if let Some(of_group) = group.offset {
+                    offset = of_group.mul_add(sums[i], offset);
+                }
             }
         }
-        *out = lanes.iter().sum::<f32>() + offset;
+        *out = added_up(lanes) + offset;
     }
+}
+
+/// A vector in groups, and what each adds up to, which is what an offset is multiplied with.
+#[inline(always)]
+pub(super) fn groups_of<const SIZE: usize>(vector: &[f32]) -> (&[[f32; SIZE]], Vec<f32>) {
+    let (groups, _) = vector.as_chunks::<SIZE>();
+    (groups, groups.iter().map(|group| group.iter().sum()).collect())
 }
 
 /// Rows of any blocks: their numbers are made first.
@@ -117,26 +157,44 @@ fn made<const BYTES: usize, const ELEMENTS: usize>(
 ) {
     let row_bytes = vector.len() / ELEMENTS * BYTES;
     for (row, out) in bytes.chunks_exact(row_bytes.max(1)).zip(out) {
-        let mut sums = [0.0_f32; LANES];
+        let mut sums = [[0.0_f32; LANES]; 2];
         let mut numbers = [0.0_f32; STRETCH];
         for (bytes, factors) in row.chunks(STRETCH / ELEMENTS * BYTES).zip(vector.chunks(STRETCH)) {
             // First the numbers, then their products: two simple loops, each of which becomes vector instructions.
             for (bytes, numbers) in bytes.as_chunks().0.iter().zip(numbers.as_chunks_mut().0) {
                 block(bytes, numbers);
             }
-            let (wide, rest) = factors.as_chunks::<LANES>();
-            for (numbers, factors) in numbers.as_chunks::<LANES>().0.iter().zip(wide) {
-                for ((sum, number), factor) in sums.iter_mut().zip(numbers).zip(factors) {
-                    *sum += number * factor;
-                }
-            }
-            let others = numbers.iter().skip(wide.len() * LANES).zip(rest);
-            for (sum, (number, factor)) in sums.iter_mut().zip(others) {
-                *sum += number * factor;
+            multiplied(&mut sums, &numbers, factors);
+        }
+        *out = both_added_up(sums);
+    }
+}
+
+/// Adds products to the sums of a row: pairs of vectors first, then the numbers of what is left, in the lanes from the first on.
+#[inline(always)]
+pub(super) fn multiplied(sums: &mut [[f32; LANES]; 2], numbers: &[f32], factors: &[f32]) {
+    let (wide, rest) = factors.as_chunks::<{ 2 * LANES }>();
+    for (numbers, factors) in numbers.as_chunks::<{ 2 * LANES }>().0.iter().zip(wide) {
+        let pairs = numbers.as_chunks().0.iter().zip(factors.as_chunks().0);
+        for (sums, (numbers, factors)) in sums.iter_mut().zip(pairs) {
+            let (numbers, factors): (&[f32; LANES], &[f32; LANES]) = (numbers, factors);
+            for lane in 0..LANES {
+                sums[lane] = numbers[lane].mul_add(factors[lane], sums[lane]);
             }
         }
-        *out = sums.iter().sum();
     }
+    let others = numbers.iter().skip(wide.len() * 2 * LANES).zip(rest);
+    for (sum, (number, factor)) in sums.as_flattened_mut().iter_mut().zip(others) {
+        *sum = number.mul_add(*factor, *sum);
+    }
+}
+
+#[inline(always)]
+pub(super) fn both_added_up([mut first, second]: [[f32; LANES]; 2]) -> f32 {
+    for (first, second) in first.iter_mut().zip(second) {
+        *first += second;
+    }
+    added_up(first)
 }
 
 #[cfg(test)]
@@ -161,6 +219,30 @@ mod tests {
                 let (exact, size): (f64, f64) = (terms().sum(), terms().map(f64::abs).sum());
                 assert!((f64::from(found) - exact).abs() <= 1e-6 * size, "{format}: {found}, {exact}");
                 assert!(size > 0.0 && size.is_finite(), "{format}: {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_has_the_same_bits_on_every_processor() {
+        for format in Format::all() {
+            let block = format.elements_per_block() as usize;
+            for columns in [block, 3 * block, 41 * block, 160_usize.next_multiple_of(block)] {
+                let (rows, mut seed) = (7, 1_u32);
+                let length = format.bytes((columns * rows) as u64).unwrap() as usize;
+                let mut random = || {
+                    seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    seed >> 16
+                };
+                // Bytes below 0x47 make no scale, and no number, infinite in f32.
+                let bytes: Vec<u8> = (0..length).map(|_| (random() % 0x47) as u8).collect();
+                let vector: Vec<f32> = (0..columns).map(|_| random() as f32 / 4096.0 - 8.0).collect();
+                let (mut here, mut anywhere) = (vec![f32::NAN; rows], vec![f32::NAN; rows]);
+                product(format, &bytes, &vector, &mut here).unwrap();
+                everywhere(format, &bytes, &vector, &mut anywhere);
+                let bits = |numbers: &[f32]| numbers.iter().map(|number| number.to_bits()).collect::<Vec<_>>();
+                assert!(here.iter().all(|number| number.is_finite()), "{format}: {here:?}");
+                assert_eq!(bits(&here), bits(&anywhere), "{format}, {columns} columns");
             }
         }
     }
