@@ -29,7 +29,7 @@ pub use error::GgufError;
 pub use format::Format;
 pub use header::{GgufHeader, GgufTensor};
 pub use metadata::Metadata;
-pub(crate) use numbers::f32_to_bf16;
+pub(crate) use numbers::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 pub(crate) use product::product;
 pub use split::read_split;
 pub use value::{Array, Strings, Value};

@@ -11,7 +11,6 @@ use crate::{
     gguf::{Format, product},
     index::TensorInfo,
     place_error::place_error,
-    read::memory,
     recipe::{Encoding, Recipe, Step},
     team::Team,
 };
@@ -33,6 +32,8 @@ pub struct PackedMatrix {
     mapping: Arc<Mapping>,
     rows: usize,
     columns: usize,
+    /// Which stored row each of the matrix is, where that is another one.
+    order: Option<Vec<usize>>,
 }
 
 /// Whether a tensor can stay packed: a matrix in blocks, of which each row is one of the product's numbers, whatever their order.
@@ -58,10 +59,12 @@ impl PackedMatrix {
         };
         let (Ok(rows), Ok(columns)) = (usize::try_from(rows), usize::try_from(columns)) else { return Ok(None) };
         let mapping = files.mapping(info, info.file)?;
-        Ok(Some(Self { info: info.clone(), format: *format, rows, columns, mapping, recipe }))
+        let order = order(&recipe, rows).map_err(|error| place_error(info, Dtype::F32, Device::Cpu, error))?;
+        Ok(Some(Self { info: info.clone(), format: *format, rows, columns, mapping, recipe, order }))
     }
 
-    /// The product of the matrix `[out, in]` (or of a `[in, out]` one from the left) with a vector of `in` numbers: `[out]`, in f32.
+    /// The product of the matrix `[out, in]` (or of a `[in, out]` one from the left) with a vector of `in` numbers: `out` numbers,
+    /// in f32.
     ///
     /// The numbers are those of [`PackedMatrix::dense`], multiplied and added in f32, whatever the dtype of the run; where blocks hold
     /// small integers, a scale is applied once to the sum of a group instead of to each number. The bits depend neither on the
@@ -69,28 +72,27 @@ impl PackedMatrix {
     ///
     /// # Errors
     ///
-    /// [`crate::Error::Place`] where the vector has another length or memory runs out, [`crate::Error::Shrunk`].
-    pub fn product(self: &Arc<Self>, vector: Vec<f32>) -> Result<Tensor> {
-        let fail = |error| place_error(&self.info, Dtype::F32, Device::Cpu, error);
+    /// [`crate::Error::Place`] where the vector has another length, [`crate::Error::Shrunk`].
+    pub fn product(self: &Arc<Self>, vector: &Arc<[f32]>) -> Result<Vec<f32>> {
         if vector.len() != self.columns {
             let (found, expected) = (vector.len(), self.columns);
-            return Err(fail(TchError::Shape(format!("a vector of {found} numbers, where {expected} were expected"))));
+            let error = TchError::Shape(format!("a vector of {found} numbers, where {expected} were expected"));
+            return Err(place_error(&self.info, Dtype::F32, Device::Cpu, error));
         }
-        let mut fresh = Tensor::f_empty([self.rows as i64], (Kind::Float, Device::Cpu)).map_err(fail)?;
-        let unsuitable = || fail(TchError::Kind("numbers cannot be written into fresh memory".into()));
-        let target = memory::<f32>(&mut fresh).ok_or_else(unsuitable)?;
         let shares = (self.rows * self.columns / WORTH_A_THREAD).clamp(1, Team::<Result<Vec<f32>>>::size());
         let share = self.rows.div_ceil(shares).max(1);
-        let matrix = Arc::clone(self);
+        let (matrix, vector) = (Arc::clone(self), Arc::clone(vector));
         let work = move |index: usize| matrix.product_of_rows(index * share, share, &vector);
-        let parts = if shares == 1 { vec![work(0)] } else { TEAM.share(shares, Arc::new(work)) };
-        for (target, part) in target.chunks_mut(share).zip(parts) {
-            for (target, number) in target.iter_mut().zip(part?) {
-                target.write(number);
+        let mut product = Vec::with_capacity(self.rows);
+        if shares == 1 {
+            product = work(0)?;
+        } else {
+            for part in TEAM.share(shares, Arc::new(work)) {
+                product.append(&mut part?);
             }
         }
-        let ordered = self.orders().try_fold(fresh, |product, step| step.apply(&product));
-        ordered.map_err(fail)
+        let Some(order) = &self.order else { return Ok(product) };
+        Ok(order.iter().filter_map(|row| product.get(*row).copied()).collect())
     }
 
     /// What `count` rows from row `first` on give, or as many as there are.
@@ -104,11 +106,6 @@ impl PackedMatrix {
         Ok(numbers)
     }
 
-    /// The steps that put rows in order.
-    fn orders(&self) -> impl Iterator<Item = &Step> {
-        self.recipe.steps.iter().filter(|step| **step != Step::Transpose)
-    }
-
     /// The matrix itself, in f32 on the CPU: made for each call.
     ///
     /// # Errors
@@ -120,4 +117,15 @@ impl PackedMatrix {
         let whole = Decoder::of_mapping(&self.info, &self.recipe, Arc::clone(&self.mapping)).whole(fresh)?;
         self.recipe.finish(whole).map_err(fail)
     }
+}
+
+/// What the steps that put rows in order do to the numbers of the rows; `None` where there are no such steps.
+fn order(recipe: &Recipe, rows: usize) -> std::result::Result<Option<Vec<usize>>, TchError> {
+    let mut steps = recipe.steps.iter().filter(|step| **step != Step::Transpose).peekable();
+    if steps.peek().is_none() {
+        return Ok(None);
+    }
+    let rows = Tensor::f_arange(rows as i64, (Kind::Int64, Device::Cpu))?;
+    let ordered = steps.try_fold(rows, |rows, step| step.apply(&rows))?;
+    Ok(Some(Vec::<i64>::try_from(ordered)?.into_iter().map(|row| row as usize).collect()))
 }

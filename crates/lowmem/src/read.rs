@@ -117,7 +117,7 @@ pub(crate) trait Number: Copy + Send + Sync {}
 
 impl Number for f32 {}
 
-/// The bits of a bf16.
+/// The bits of a bf16 or an f16.
 impl Number for u16 {}
 
 /// The memory of a fresh tensor on the CPU, of which nobody else holds a view. `None` where it is not contiguous, elsewhere, or
@@ -136,6 +136,41 @@ pub(crate) fn memory<T: Number>(fresh: &mut Tensor) -> Option<&mut [MaybeUninit<
     // as long as the borrow, and by contract nothing else looks at its memory meanwhile. `MaybeUninit` needs no initialised
     // bytes, and any bits are a `T`.
     Some(unsafe { std::slice::from_raw_parts_mut(first, elements) })
+}
+
+/// The matrices of a `[.., n, d]` tensor on the CPU, each in one piece of elements of `T`'s size. Nobody may write to the tensor while
+/// they are looked at: they must not leave the function that asks. `None` for other tensors.
+pub(crate) fn matrices<T: Number>(tensor: &Tensor) -> Option<Vec<&[T]>> {
+    let (size, strides) = (tensor.size(), tensor.stride());
+    let ([outer @ .., n, d], [outer_strides @ .., row, step]) = (size.as_slice(), strides.as_slice()) else {
+        return None;
+    };
+    let in_one_piece = (*step == 1 || *d <= 1) && (row == d || *n <= 1);
+    let fits = tensor.f_kind().ok()?.elt_size_in_bytes() == size_of::<T>();
+    if tensor.device() != Device::Cpu || !fits || !in_one_piece {
+        return None;
+    }
+    let elements = usize::try_from(n * d).ok()?;
+    let mut offsets = vec![0_i64];
+    for (size, stride) in outer.iter().zip(outer_strides) {
+        offsets = offsets.iter().flat_map(|offset| (0..*size).map(move |index| offset + index * stride)).collect();
+    }
+    if elements == 0 {
+        return Some(vec![&[]; offsets.len()]);
+    }
+    let first = tensor.data_ptr().cast::<T>();
+    if !first.is_aligned() {
+        return None;
+    }
+    let matrix = |offset: i64| {
+        let begin = first.wrapping_offset(offset as isize);
+        // SAFETY: sizes and strides are those of a tensor on the CPU, which libtorch keeps inside its storage; by what was checked,
+        // its elements have the size of `T`, any bits of which are one, they are aligned, and the `n` times `d` from `begin` on are
+        // all of this matrix, and so were written when the tensor was. It lives as long as the borrow, and by contract nobody writes
+        // to it meanwhile.
+        unsafe { std::slice::from_raw_parts(begin, elements) }
+    };
+    Some(offsets.into_iter().map(matrix).collect())
 }
 
 /// At least `bytes` bytes on the CPU that are given back to the system as soon as they are dropped.

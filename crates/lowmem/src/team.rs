@@ -16,6 +16,9 @@ use std::{
 /// How long a thread waits busily: several times what lies between two products of a token.
 const AWAKE: Duration = Duration::from_micros(400);
 
+/// How often a thread looks for a message before it looks at the clock, which takes longer.
+const LOOKS: usize = 64;
+
 /// Work on share `index` of some that are equal.
 type Work<T> = dyn Fn(usize) -> T + Send + Sync;
 
@@ -83,14 +86,16 @@ fn helper<T: Send + 'static>(number: usize) -> Option<Helper<T>> {
 /// The next message, awaited busily at first; `None` where there will be none.
 fn awaited<T>(messages: &Receiver<T>) -> Option<T> {
     let start = Instant::now();
-    loop {
-        match messages.try_recv() {
-            Ok(message) => return Some(message),
-            Err(TryRecvError::Disconnected) => return None,
-            Err(TryRecvError::Empty) if start.elapsed() > AWAKE => return messages.recv().ok(),
-            Err(TryRecvError::Empty) => std::hint::spin_loop(),
+    while start.elapsed() < AWAKE {
+        for _ in 0..LOOKS {
+            match messages.try_recv() {
+                Ok(message) => return Some(message),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => std::hint::spin_loop(),
+            }
         }
     }
+    messages.recv().ok()
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::{cell::RefCell, ops::Range};
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Attention, Masking, Model, input::Checked};
+use crate::{Attention, Masking, Model, input::Checked, row};
 
 /// The masks of one run, made when a block first needs them.
 pub(crate) struct Masks {
@@ -21,8 +21,8 @@ pub(crate) struct Masks {
     added: bool,
     /// Whether queries and keys are filled up to whole vectors, so that a token's bits do not depend on how many there are.
     fill_up: bool,
-    /// Whether attention is to stay on the thread that asks for it.
-    on_this_thread: bool,
+    /// Whether it is a single row on the CPU that need not have the bits it has among others.
+    single: bool,
     /// What has been made so far.
     biases: RefCell<Vec<Bias>>,
 }
@@ -35,8 +35,8 @@ struct Bias {
 }
 
 impl Masks {
-    /// `on_this_thread` keeps the attention of a single query on the thread that asks.
-    pub(crate) fn new(model: &Model, checked: &Checked, cached: i64, on_this_thread: bool) -> Self {
+    /// `single` as for the run.
+    pub(crate) fn new(model: &Model, checked: &Checked, cached: i64, single: bool) -> Self {
         let (kind, device) = (model.parts().dtype().kind(), model.parts().device());
         let several = checked.length > 1 || model.numerics().alike_rows;
         Self {
@@ -48,7 +48,7 @@ impl Masks {
             added: model.architecture().masks == Masking::Added,
             // A GPU has kernels of its own for every shape anyway.
             fill_up: device == Device::Cpu && several,
-            on_this_thread,
+            single,
             biases: RefCell::new(Vec::new()),
         }
     }
@@ -257,8 +257,8 @@ pub(crate) fn attend(
     if !masks.fill_up {
         let bias = if plain { None } else { Some(masks.bias(attention, held)?) };
         let causal = plain && masks.queries > 1;
-        if masks.on_this_thread && plain && masks.queries == 1 {
-            return one_by_one(queries, keys, values, attention);
+        if let Some(z) = if masks.single && plain { of_one_query(queries, keys, values, attention)? } else { None } {
+            return Ok(z);
         }
         return fused(queries, keys, values, bias, causal);
     }
@@ -269,20 +269,25 @@ pub(crate) fn attend(
     fused(&queries, &keys, &values, bias, causal)?.f_narrow(2, 0, masks.queries)
 }
 
-/// The attention of a single query that sees all keys, for each key head by itself: the fused kernel wakes further threads as soon as
-/// there are two heads, for work that takes one thread less time, and those wait busily for more when others have
-/// something to do.
-fn one_by_one(queries: &Tensor, keys: &Tensor, values: &Tensor, attention: &Attention) -> Result<Tensor, TchError> {
-    // [batch, kv_head, queries of its heads, d_head]
-    let queries = grouped(queries, attention.kv_heads)?;
-    let one = |head: i64| {
-        let of_head = |tensor: &Tensor| tensor.f_narrow(1, head, 1);
-        let (queries, keys, values) = (of_head(&queries)?, of_head(keys)?, of_head(values)?);
-        let mask = None::<&Tensor>;
-        Tensor::f_scaled_dot_product_attention(&queries, &keys, &values, mask, 0.0, false, attention.scale, false)
-    };
-    let heads = (0..attention.kv_heads).map(one).collect::<Result<Vec<_>, _>>()?;
-    ungrouped(Tensor::f_cat(&heads, 1)?, attention)
+/// The attention of a single query that sees all keys, on this thread: the fused kernel wakes further ones as soon as there are two
+/// heads, for work that takes one thread less time, and those wait busily for more when others have something to do. `None`
+/// where gradients are recorded, and in f64.
+fn of_one_query(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    attention: &Attention,
+) -> Result<Option<Tensor>, TchError> {
+    if keys.requires_grad() || values.requires_grad() {
+        return Ok(None);
+    }
+    // Heads that share keys follow one another.
+    let Some(mut numbers) = row::numbers(queries)? else { return Ok(None) };
+    numbers.iter_mut().for_each(|number| *number *= attention.scale as f32);
+    let Some(mut pattern) = lowmem::rows_times_vectors(keys, &numbers) else { return Ok(None) };
+    pattern.chunks_exact_mut(keys.size4()?.2.max(1) as usize).for_each(row::softmax);
+    let Some(z) = lowmem::sums_of_rows(values, &pattern) else { return Ok(None) };
+    row::like(queries, &z).map(Some)
 }
 
 /// Bytes of the scores that exist at once where the fused kernel cannot compute them.

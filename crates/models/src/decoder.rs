@@ -18,7 +18,7 @@ mod mlp;
 mod testing;
 
 use lowmem::Held;
-use tch::{Kind, TchError, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     Action, CacheLayout, Error, Input, KvCache, Model, Observer, Point, Prefix, Result, Site, Stage,
@@ -28,7 +28,7 @@ use crate::{
     families::Layout,
     input::{Checked, Limits, Start},
     norm::Normer,
-    rotary::Rotations,
+    rotary::{Rotary, Rotations},
     weights::{LayerWeights, Placed},
 };
 
@@ -107,6 +107,8 @@ struct Run<'a> {
     rotations: Rotations,
     batch: i64,
     length: i64,
+    /// Whether it is a single row on the CPU that need not have the bits it has among others.
+    single: bool,
     /// Whether matrices are multiplied in the blocks of their file: for a single row that costs less than to make them.
     packed: bool,
     blocks_run: usize,
@@ -150,7 +152,8 @@ pub(crate) fn run(model: &Model, input: &Input, mut past: Past, observer: &mut d
         }
         Past::Prefix(prefix) => prefix.check(layout, way, cached + checked.length)?,
     }
-    let packed = checked.batch * checked.length == 1 && model.packs();
+    let single = checked.batch * checked.length == 1 && device == Device::Cpu && !model.numerics().alike_rows;
+    let packed = single && model.packs();
     let begun = observer.begin(input, cached);
     begun.map_err(|source| Error::Observer { site: "the start of the run".into(), source })?;
     let mut run = Run {
@@ -158,10 +161,11 @@ pub(crate) fn run(model: &Model, input: &Input, mut past: Past, observer: &mut d
         deepest: observer.deepest(),
         observer,
         past,
-        masks: Masks::new(model, &checked, cached, packed),
+        masks: Masks::new(model, &checked, cached, single),
         rotations,
         batch: checked.batch,
         length: checked.length,
+        single,
         packed,
         blocks_run: 0,
     };
@@ -266,11 +270,19 @@ impl<'a> Run<'a> {
     fn normed(&mut self, norm: Option<&Normer>, site: Site, x: &Tensor) -> Result<Tensor, Halt> {
         match norm {
             Some(norm) => {
-                let normed = norm.apply(x).at(site)?;
+                let normed = self.norm(norm, x).at(site)?;
                 self.show(site, normed)
             }
             None => Ok(x.shallow_clone()),
         }
+    }
+
+    fn norm(&self, norm: &Normer, x: &Tensor) -> Result<Tensor, TchError> {
+        if self.single { norm.apply_to_row(x) } else { norm.apply(x) }
+    }
+
+    fn rotated(&self, rotary: &Rotary, heads: &Tensor) -> Result<Tensor, TchError> {
+        if self.single { self.rotations.apply_to_row(rotary, heads) } else { self.rotations.apply(rotary, heads) }
     }
 
     /// One layer; with `attended`, only its MLP half.

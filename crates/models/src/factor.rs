@@ -1,11 +1,11 @@
 //! Matrix products, by the faster of the libraries that libtorch brings.
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
 use lowmem::PackedMatrix;
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Library, Products, linear::unreadable};
+use crate::{Library, Products, linear::unreadable, row};
 
 /// The most terms of a sum that are left to the BLAS at once. It cuts longer sums where the number of rows and threads suggests,
 /// and a row's bits would depend on both; shorter ones it adds in one order. (MKL on AVX-512: 768 in one order, 1024 not.)
@@ -44,6 +44,8 @@ pub struct Factor<'a> {
     /// How many rows `x` has.
     rows: i64,
     way: Way,
+    /// The numbers of a single row in f32, for products with matrices in the blocks of their file, once there was one.
+    vector: OnceCell<Arc<[f32]>>,
 }
 
 enum Way {
@@ -139,7 +141,7 @@ impl<'a> Factor<'a> {
             }
             _ => Way::Plain(Some(x.f_reshape([-1, width])?)),
         };
-        Ok(Self { x, rows, way })
+        Ok(Self { x, rows, way, vector: OnceCell::new() })
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]` and `bias` `[out]`; the result is `[.., out]`.
@@ -160,9 +162,9 @@ impl<'a> Factor<'a> {
         self.product(weight, Layout::InOut, bias)
     }
 
-    /// Whether it is one row that no gradient comes back to.
+    /// Whether it is one row, computed in f32 or less, that no gradient comes back to.
     pub(crate) fn can_be_packed(&self) -> bool {
-        self.rows == 1 && !self.x.requires_grad()
+        self.rows == 1 && !self.x.requires_grad() && self.x.f_kind().is_ok_and(|kind| kind != Kind::Double)
     }
 
     /// The dtype of the rows, and of the products.
@@ -172,16 +174,26 @@ impl<'a> Factor<'a> {
 
     /// The product of one row with a matrix in the blocks of its file, computed in f32.
     pub(crate) fn times_packed(&self, packed: &Arc<PackedMatrix>, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let vector = Vec::<f32>::try_from(self.x.f_to_kind(Kind::Float)?.f_flatten(0, -1)?)?;
+        let vector = match self.vector.get() {
+            Some(vector) => vector,
+            None => {
+                let other = || TchError::Kind("a row that is not f32, bf16 or f16 on the CPU, or has gradients".into());
+                let numbers = row::numbers(self.x)?.ok_or_else(other)?;
+                self.vector.get_or_init(|| numbers.into())
+            }
+        };
         let mut product = packed.product(vector).map_err(unreadable)?;
-        if let Some(bias) = bias {
-            product = product.f_add(&bias.f_to_kind(Kind::Float)?)?;
+        let numbers = row::numbers_of(bias)?;
+        if let Some(bias) = &numbers {
+            product.iter_mut().zip(bias).for_each(|(number, bias)| *number += bias);
         }
         let mut shape = self.x.size();
         if let Some(last) = shape.last_mut() {
-            *last = product.numel() as i64;
+            *last = product.len() as i64;
         }
-        product.f_to_kind(self.kind()?)?.f_view(shape.as_slice())
+        let product = lowmem::tensor_of(&product, &shape, self.kind()?)?;
+        // Whoever wants gradients of a bias gets them.
+        bias.filter(|_| numbers.is_none()).map_or(Ok(product.shallow_clone()), |bias| product.f_add(bias))
     }
 
     fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {

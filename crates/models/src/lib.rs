@@ -45,6 +45,7 @@ mod prompt;
 mod random;
 mod resumed;
 mod rotary;
+mod row;
 mod sampling;
 mod site;
 mod sites_matching;

@@ -2,7 +2,7 @@
 
 use tch::{Kind, TchError, Tensor};
 
-use crate::{Norm, NormKind};
+use crate::{Norm, NormKind, row};
 
 /// A norm and its weights, `[width]` each.
 pub(crate) struct Normer<T = Tensor> {
@@ -33,6 +33,35 @@ impl Normer {
                 normalised.f_mul(&weight.f_to_kind(kind)?.f_add_scalar(1.0)?)?.f_to_kind(x.f_kind()?)
             }
         }
+    }
+
+    /// As [`Normer::apply`], for few numbers.
+    pub(crate) fn apply_to_row(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let (weight, bias) = (row::numbers_of(self.weight.as_ref())?, row::numbers_of(self.bias.as_ref())?);
+        let (Some(weight), Some(bias)) = (weight, bias) else { return self.apply(x) };
+        let (Some(mut numbers), Some(&width)) = (row::numbers(x)?, x.size().last()) else { return self.apply(x) };
+        for row in numbers.chunks_exact_mut(width.max(1) as usize) {
+            self.apply_to_numbers(row, &weight, &bias);
+        }
+        row::like(x, &numbers)
+    }
+
+    /// Over all of `row`; weights may be missing.
+    fn apply_to_numbers(&self, row: &mut [f32], weight: &[f32], bias: &[f32]) {
+        let centred = matches!(self.norm.kind, NormKind::Layer { .. });
+        if !centred && weight.is_empty() {
+            return;
+        }
+        let width = row.len() as f32;
+        if centred {
+            let mean = row::sum(row, |x| x) / width;
+            row.iter_mut().for_each(|x| *x -= mean);
+        }
+        let scale = 1.0 / (row::sum(row, |x| x * x) / width + self.norm.epsilon as f32).sqrt();
+        row.iter_mut().for_each(|x| *x *= scale);
+        let offset = if self.norm.kind == NormKind::RmsUnitOffset { 1.0 } else { 0.0 };
+        row.iter_mut().zip(weight).for_each(|(x, weight)| *x *= weight + offset);
+        row.iter_mut().zip(bias).for_each(|(x, bias)| *x += bias);
     }
 
     /// The direction in what the norm reads that `direction` is in what it gives, `[.., width]` both, computed in `kind`, with the
@@ -92,6 +121,29 @@ mod tests {
         {
             let found = norm(kind, &weight).apply(&x).unwrap().to_kind(Kind::Double);
             assert!(found.allclose(expected, 1e-6, 1e-6, false), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_is_normed_as_rows_are() {
+        tch::manual_seed(3);
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (x, weight, bias) = (random(&[1, 1, 3, 37]), random(&[37]), random(&[37]));
+        let kinds =
+            [NormKind::Layer { weights: true }, NormKind::Rms, NormKind::RmsRoundedLast, NormKind::RmsUnitOffset];
+        for kind in kinds {
+            for (weight, bias) in [(Some(&weight), Some(&bias)), (Some(&weight), None), (None, None)] {
+                let bias = bias.filter(|_| matches!(kind, NormKind::Layer { .. }));
+                let [weight, bias] = [weight, bias].map(|tensor| tensor.map(Tensor::shallow_clone));
+                let norm = Normer { norm: Norm { kind, epsilon: 1e-3 }, weight, bias };
+                let (row, rows) = (norm.apply_to_row(&x).unwrap(), norm.apply(&x).unwrap());
+                assert!(row.allclose(&rows, 1e-6, 1e-6, false) && row.size() == rows.size(), "{kind:?}");
+            }
+            let in_bf16 = norm(kind, &weight.to_kind(Kind::BFloat16));
+            let x = x.to_kind(Kind::BFloat16);
+            let (row, rows) = (in_bf16.apply_to_row(&x).unwrap(), in_bf16.apply(&x).unwrap());
+            assert_eq!(row.kind(), Kind::BFloat16);
+            assert!(row.to_kind(Kind::Float).allclose(&rows.to_kind(Kind::Float), 1e-2, 1e-2, false), "{kind:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use crate::{Result, architecture::number};
+use crate::{Result, architecture::number, row};
 
 /// How positions rotate queries and keys.
 #[derive(Clone, Debug, PartialEq)]
@@ -279,6 +279,33 @@ impl Turned {
     }
 }
 
+impl Turned {
+    /// As [`Turned::apply`], for few numbers at one position.
+    fn apply_to_row(&self, x: &Tensor) -> Result<Tensor, TchError> {
+        let Some(mut numbers) = row::numbers(x)? else { return self.apply(x) };
+        let (Some(cosines), Some(sines)) = (row::numbers(&self.cosines)?, row::numbers(&self.sines)?) else {
+            return self.apply(x);
+        };
+        let (d_head, dimensions) = (x.size().last().copied().unwrap_or(0) as usize, self.rotary.dimensions as usize);
+        if cosines.len() != dimensions || d_head < dimensions {
+            return self.apply(x);
+        }
+        let half = dimensions / 2;
+        for head in numbers.chunks_exact_mut(d_head) {
+            for pair in 0..half {
+                let (first, second) = match self.rotary.pairs {
+                    RotaryPairs::Halves => (pair, pair + half),
+                    RotaryPairs::Neighbours => (2 * pair, 2 * pair + 1),
+                };
+                let (x, y) = (head[first], head[second]);
+                head[first] = x * cosines[first] + y * sines[first];
+                head[second] = y * cosines[second] + x * sines[second];
+            }
+        }
+        row::like(x, &numbers)
+    }
+}
+
 /// The rotations of one run, each made when a layer first needs it.
 pub(crate) struct Rotations {
     /// `[1 or batch, position]`, on the device of the run.
@@ -313,6 +340,11 @@ impl Rotations {
     /// `[batch, position, head, d_head]`, rotated.
     pub(crate) fn apply(&self, rotary: &Rotary, x: &Tensor) -> Result<Tensor, TchError> {
         self.with(rotary, |turned| turned.apply(x))
+    }
+
+    /// As [`Rotations::apply`], for few numbers at one position.
+    pub(crate) fn apply_to_row(&self, rotary: &Rotary, x: &Tensor) -> Result<Tensor, TchError> {
+        self.with(rotary, |turned| turned.apply_to_row(x))
     }
 
     /// The cosines, `[1 or batch, position, width]`; see [`Rotary::module_width`].

@@ -2,7 +2,7 @@
 
 /// The exact value of f16 bits.
 #[inline(always)]
-pub(super) fn f16_to_f32(bits: u16) -> f32 {
+pub(crate) fn f16_to_f32(bits: u16) -> f32 {
     let (sign, magnitude) = ((u32::from(bits) & 0x8000) << 16, u32::from(bits) & 0x7fff);
     let exponent = magnitude & 0x7c00;
     // The exponent's bias goes from 15 to 127, or stays at the top for infinities and NaNs.
@@ -14,7 +14,7 @@ pub(super) fn f16_to_f32(bits: u16) -> f32 {
 
 /// The f16 nearest to a number, to even where two are; NaNs stay NaNs.
 #[inline(always)]
-pub(super) fn f32_to_f16(value: f32) -> u16 {
+pub(crate) fn f32_to_f16(value: f32) -> u16 {
     let bits = value.to_bits();
     let (sign, magnitude) = ((bits >> 16) & 0x8000, bits & 0x7fff_ffff);
     let normal = magnitude.wrapping_add(0xfff + ((magnitude >> 13) & 1)).wrapping_sub(112 << 23) >> 13;
@@ -28,7 +28,7 @@ pub(super) fn f32_to_f16(value: f32) -> u16 {
 
 /// The value of bf16 bits.
 #[inline(always)]
-pub(super) fn bf16_to_f32(bits: u16) -> f32 {
+pub(crate) fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
 }
 

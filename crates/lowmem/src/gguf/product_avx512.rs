@@ -116,7 +116,7 @@ fn with_fifth(numbers: __m256i, fifth: u32) -> __m256i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn one_of_eight(packed: &[u8; 128], i: usize) -> __m256i {
     let packed: __m256i = cast(packed.as_chunks::<32>().0[i / 2]);
-    let shifted = if i % 2 == 0 { packed } else { _mm256_srli_epi16::<4>(packed) };
+    let shifted = if i.is_multiple_of(2) { packed } else { _mm256_srli_epi16::<4>(packed) };
     _mm256_and_si256(shifted, _mm256_set1_epi8(15))
 }
 
@@ -245,7 +245,7 @@ fn of_numbers<const BYTES: usize, const WIDE: usize>(
             sums[0] = _mm512_fmadd_ps(wide(&numbers[0]), factors[0], sums[0]);
             sums[1] = _mm512_fmadd_ps(wide(&numbers[1]), factors[1], sums[1]);
         }
-        let mut sums: [[f32; LANES]; 2] = sums.map(|sums| cast(sums));
+        let mut sums: [[f32; LANES]; 2] = sums.map(cast);
         let mut last = [0.0; 2 * LANES];
         for (last, bytes) in last.iter_mut().zip(tail.as_chunks().0) {
             *last = number(bytes);

@@ -133,10 +133,10 @@ impl Run<'_> {
         }
         if let Some(rotary) = &attention.rotary {
             let at = site(Point::RotatedQuery);
-            let turned = self.rotations.apply(rotary, &queries).at(at)?;
+            let turned = self.rotated(rotary, &queries).at(at)?;
             queries = self.show(at, turned)?;
             let at = site(Point::RotatedKey);
-            let turned = self.rotations.apply(rotary, &keys).at(at)?;
+            let turned = self.rotated(rotary, &keys).at(at)?;
             keys = self.show(at, turned)?;
         }
         Ok((queries, keys))
@@ -146,16 +146,16 @@ impl Run<'_> {
     fn head_norm(&mut self, at: Site, over: NormOver, norm: &Normer, heads: &Tensor) -> Result<Tensor, Halt> {
         match over {
             NormOver::Head => {
-                let normed = norm.apply(heads).at(at)?;
+                let normed = self.norm(norm, heads).at(at)?;
                 self.show(at, normed)
             }
             NormOver::TurnedHead => {
-                let turned = norm.apply(heads).and_then(|normed| normed.f_transpose(1, 2)).at(at)?;
+                let turned = self.norm(norm, heads).and_then(|normed| normed.f_transpose(1, 2)).at(at)?;
                 let turned = self.show(at, turned)?;
                 turned.f_transpose(1, 2).at(at).map_err(Halt::Error)
             }
             NormOver::AllHeads => {
-                let normed = heads.f_flatten(2, 3).and_then(|all| norm.apply(&all)).at(at)?;
+                let normed = heads.f_flatten(2, 3).and_then(|all| self.norm(norm, &all)).at(at)?;
                 let normed = self.show(at, normed)?;
                 normed.f_view(heads.size().as_slice()).at(at).map_err(Halt::Error)
             }
