@@ -12,11 +12,9 @@ use crate::{
     index::TensorInfo,
     place_error::place_error,
     recipe::{Encoding, Recipe, Step},
+    rows::WORTH_A_THREAD,
     team::Team,
 };
-
-/// Elements from which a further thread is worth waking.
-const WORTH_A_THREAD: usize = 1 << 16;
 
 /// The threads that share products.
 static TEAM: Team<Result<Vec<f32>>> = Team::new();
@@ -79,7 +77,7 @@ impl PackedMatrix {
             let error = TchError::Shape(format!("a vector of {found} numbers, where {expected} were expected"));
             return Err(place_error(&self.info, Dtype::F32, Device::Cpu, error));
         }
-        let shares = (self.rows * self.columns / WORTH_A_THREAD).clamp(1, Team::<Result<Vec<f32>>>::size());
+        let shares = (self.rows * self.columns / WORTH_A_THREAD as usize).clamp(1, Team::<Result<Vec<f32>>>::size());
         let share = self.rows.div_ceil(shares).max(1);
         let (matrix, vector) = (Arc::clone(self), Arc::clone(vector));
         let work = move |index: usize| matrix.product_of_rows(index * share, share, &vector);

@@ -1,13 +1,19 @@
 //! Rows of matrices in tensors, multiplied and added up without libtorch: for a few thousand numbers its calls, and the threads
 //! that it wakes, cost more than the work.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use multiversion::multiversion;
 use tch::{Device, Kind, TchError, Tensor};
 
 use crate::{
     gguf::{Format, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, product},
     read::{Number, matrices, memory},
+    team::Team,
 };
+
+/// Elements from which a further thread is worth waking.
+pub(crate) const WORTH_A_THREAD: i64 = 1 << 16;
 
 /// A tensor of this shape on the CPU, in f32, bf16 or f16 (each number rounded once). What libtorch offers for it wakes all threads
 /// where there are many numbers.
@@ -64,28 +70,75 @@ fn products<T: Number + bytemuck::NoUninit>(tensor: &Tensor, vectors: &[f32], fo
     Some(products)
 }
 
+/// The threads that share products with one vector.
+static TEAM: Team<Option<Vec<f32>>> = Team::new();
+
+/// The product of a matrix, `[out, in]` or, with `turned`, `[in, out]`, with a vector of `in` numbers: `out` numbers, computed in f32 by
+/// all processors. The bits depend neither on them nor on how many there are.
+///
+/// `None` where the matrix is not f32, bf16 or f16 on the CPU with its rows in one piece each, or the lengths do not fit.
+pub fn matrix_times_vector(matrix: &Tensor, turned: bool, vector: &Arc<[f32]>) -> Option<Vec<f32>> {
+    let (first, second) = matrix.size2().ok()?;
+    let (width, out, along) = if turned { (first, second, 1) } else { (second, first, 0) };
+    if width != vector.len() as i64 || out == 0 || width == 0 {
+        return None;
+    }
+    let shares = (width * out / WORTH_A_THREAD).clamp(1, Team::<Option<Vec<f32>>>::size() as i64);
+    let share = out.div_euclid(shares) + i64::from(out % shares > 0);
+    let pieces = (0..out).step_by(share as usize).map(|from| matrix.f_narrow(along, from, share.min(out - from)));
+    // A tensor may be sent to a thread, but not shared between them.
+    let pieces: Vec<_> = pieces.map(|piece| piece.map(Mutex::new)).collect::<Result<_, _>>().ok()?;
+    let (count, vector) = (pieces.len(), Arc::clone(vector));
+    let work = move |index: usize| {
+        let piece = pieces.get(index)?.lock().unwrap_or_else(PoisonError::into_inner);
+        if turned { sum_of_pieces(&piece, &vector) } else { rows_times_vectors(&piece, &vector) }
+    };
+    if count == 1 {
+        return work(0);
+    }
+    let mut product = Vec::with_capacity(usize::try_from(out).ok()?);
+    for part in TEAM.share(count, Arc::new(work)) {
+        product.append(&mut part?);
+    }
+    Some(product)
+}
+
+/// The sum of the rows of `[n, d]`, which need not follow one another, with weights.
+fn sum_of_pieces(matrix: &Tensor, weights: &[f32]) -> Option<Vec<f32>> {
+    let rows = matrix.f_unsqueeze(1).ok()?;
+    let mut out = vec![0.0; sizes(matrix)?.1];
+    match matrix.f_kind().ok()? {
+        Kind::Float => add_f32(&matrices(&rows)?, weights, &mut out),
+        Kind::BFloat16 => add_bf16(&matrices(&rows)?, weights, &mut out),
+        Kind::Half => add_f16(&matrices(&rows)?, weights, &mut out),
+        _ => return None,
+    }
+    Some(out)
+}
+
 /// Sums of the rows of matrices, `[.., n, d]`, with weights: `n` of them, and `d` numbers, for each sum. Each matrix has the same
 /// number of sums, those of the first matrix come first. Computed in f32.
 ///
 /// `None` as for [`rows_times_vectors`].
 pub fn sums_of_rows(tensor: &Tensor, weights: &[f32]) -> Option<Vec<f32>> {
     match tensor.f_kind().ok()? {
-        Kind::Float => sums(tensor, weights, sum_of_f32),
-        Kind::BFloat16 => sums(tensor, weights, sum_of_bf16),
-        Kind::Half => sums(tensor, weights, sum_of_f16),
+        Kind::Float => sums(tensor, weights, add_f32),
+        Kind::BFloat16 => sums(tensor, weights, add_bf16),
+        Kind::Half => sums(tensor, weights, add_f16),
         _ => None,
     }
 }
 
-fn sums<T: Number>(tensor: &Tensor, weights: &[f32], sum: fn(&[T], &[f32], &mut [f32])) -> Option<Vec<f32>> {
+fn sums<T: Number>(tensor: &Tensor, weights: &[f32], add: fn(&[&[T]], &[f32], &mut [f32])) -> Option<Vec<f32>> {
     let ((n, d), matrices) = (sizes(tensor)?, matrices::<T>(tensor)?);
     let weights = whole(weights, n, matrices.len())?;
     let mut sums = vec![0.0_f32; d * weights.len() / n];
     let each = weights.chunks_exact(weights.len() / matrices.len());
     let mut out = sums.chunks_exact_mut(d.max(1));
     for (matrix, weights) in matrices.into_iter().zip(each) {
+        let rows: Vec<&[T]> = matrix.chunks_exact(d.max(1)).collect();
         for (weights, out) in weights.chunks_exact(n).zip(&mut out) {
-            sum(matrix, weights, out);
+            add(&rows, weights, out);
         }
     }
     Some(sums)
@@ -105,24 +158,32 @@ fn whole(numbers: &[f32], size: usize, count: usize) -> Option<&[f32]> {
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
-fn sum_of_f32(matrix: &[f32], weights: &[f32], out: &mut [f32]) {
-    sum(matrix, weights, out, |number| number);
+fn add_f32(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
+    add(rows, weights, out, |number| number);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
-fn sum_of_bf16(matrix: &[u16], weights: &[f32], out: &mut [f32]) {
-    sum(matrix, weights, out, bf16_to_f32);
+fn add_bf16(rows: &[&[u16]], weights: &[f32], out: &mut [f32]) {
+    add(rows, weights, out, bf16_to_f32);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
-fn sum_of_f16(matrix: &[u16], weights: &[f32], out: &mut [f32]) {
-    sum(matrix, weights, out, f16_to_f32);
+fn add_f16(rows: &[&[u16]], weights: &[f32], out: &mut [f32]) {
+    add(rows, weights, out, f16_to_f32);
 }
 
+/// Adds rows with their weights, one after the other; four at a time, so that `out` is read and written less often.
 #[inline(always)]
-fn sum<T: Copy>(matrix: &[T], weights: &[f32], out: &mut [f32], number: impl Fn(T) -> f32) {
-    for (row, weight) in matrix.chunks_exact(out.len().max(1)).zip(weights) {
-        for (out, element) in out.iter_mut().zip(row) {
+fn add<T: Copy>(rows: &[&[T]], weights: &[f32], out: &mut [f32], number: impl Fn(T) -> f32) {
+    let ((fours, rest), (four_weights, rest_weights)) = (rows.as_chunks::<4>(), weights.as_chunks::<4>());
+    for ([a, b, c, d], weights) in fours.iter().zip(four_weights) {
+        for ((((out, a), b), c), d) in out.iter_mut().zip(*a).zip(*b).zip(*c).zip(*d) {
+            let two = weights[1].mul_add(number(*b), weights[0].mul_add(number(*a), *out));
+            *out = weights[3].mul_add(number(*d), weights[2].mul_add(number(*c), two));
+        }
+    }
+    for (row, weight) in rest.iter().zip(rest_weights) {
+        for (out, element) in out.iter_mut().zip(*row) {
             *out = weight.mul_add(number(*element), *out);
         }
     }
@@ -158,6 +219,27 @@ mod tests {
                 assert!(found.view_as(&exact).allclose(&exact, 1e-5, 1e-5, false), "{kind:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_matrix_is_multiplied_whichever_way_it_lies_and_however_large() {
+        tch::manual_seed(1);
+        for (out, width) in [(7, 5), (1, 300), (700, 301), (513, 769)] {
+            for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
+                let (matrix, x) = (random(&[out, width]).to_kind(kind), random(&[width]));
+                let exact = matrix.to_kind(Kind::Double).matmul(&x.to_kind(Kind::Double)).to_kind(Kind::Float);
+                let vector: Arc<[f32]> = numbers(&x).into();
+                let turned = matrix.tr().contiguous();
+                for (matrix, turned) in [(&matrix, false), (&turned, true)] {
+                    let found = Tensor::from_slice(&matrix_times_vector(matrix, turned, &vector).unwrap());
+                    assert!(found.allclose(&exact, 1e-4, 1e-4, false), "{out} x {width}, {kind:?}, {turned}");
+                }
+                assert!(matrix_times_vector(&matrix, true, &vector).is_none() || out == width);
+            }
+        }
+        let (matrix, vector): (_, Arc<[f32]>) = (random(&[3, 4]), vec![0.0; 4].into());
+        assert!(matrix_times_vector(&matrix.to_kind(Kind::Double), false, &vector).is_none());
+        assert!(matrix_times_vector(&random(&[4, 3]).tr(), false, &vector).is_none());
     }
 
     #[test]

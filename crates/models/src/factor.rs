@@ -28,6 +28,7 @@ const WIDENED: i64 = 1 << 20;
 /// |---|---|
 /// | oneDNN | the rows are handed over once, and multiplied with weights of both layouts where they lie |
 /// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left of fewer than 128 rows |
+/// | a single row | by us, on all processors, weights in f32, bf16 or f16 ([`lowmem::matrix_times_vector`]) |
 /// | bf16, widened | slices of the weights are converted to f32, 4 MiB at a time, and multiplied as above |
 ///
 /// ```
@@ -43,6 +44,8 @@ pub struct Factor<'a> {
     x: &'a Tensor,
     /// How many rows `x` has.
     rows: i64,
+    /// Whether it is one row that need not have the bits that it has among others.
+    single: bool,
     way: Way,
     /// The numbers of a single row in f32, for products with matrices in the blocks of their file, once there was one.
     vector: OnceCell<Arc<[f32]>>,
@@ -128,7 +131,11 @@ impl<'a> Factor<'a> {
         let width = x.size().last().copied().unwrap_or(0);
         let rows = if width > 0 { x.numel() as i64 / width } else { 0 };
         let here = x.device() == Device::Cpu && !x.requires_grad() && rows > 0;
+        let narrow = matches!(x.f_kind()?, Kind::Float | Kind::BFloat16 | Kind::Half);
+        let single = here && rows == 1 && narrow && !alike;
         let way = match x.f_kind()? {
+            // What is not multiplied here is multiplied by libtorch.
+            _ if single => Way::Plain(Some(x.f_reshape([1, width])?)),
             Kind::Float if here => Way::of_f32(&x.f_reshape([-1, width])?, alike, library)?,
             // A row that shall be as others are goes the way that most rows go.
             Kind::BFloat16 if here && widen_from.is_some_and(|least| alike || rows >= least) => {
@@ -141,7 +148,7 @@ impl<'a> Factor<'a> {
             }
             _ => Way::Plain(Some(x.f_reshape([-1, width])?)),
         };
-        Ok(Self { x, rows, way, vector: OnceCell::new() })
+        Ok(Self { x, rows, single, way, vector: OnceCell::new() })
     }
 
     /// `x weightᵀ + bias` with `weight` `[out, in]` and `bias` `[out]`; the result is `[.., out]`.
@@ -174,15 +181,23 @@ impl<'a> Factor<'a> {
 
     /// The product of one row with a matrix in the blocks of its file, computed in f32.
     pub(crate) fn times_packed(&self, packed: &Arc<PackedMatrix>, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        let vector = match self.vector.get() {
-            Some(vector) => vector,
-            None => {
-                let other = || TchError::Kind("a row that is not f32, bf16 or f16 on the CPU, or has gradients".into());
-                let numbers = row::numbers(self.x)?.ok_or_else(other)?;
-                self.vector.get_or_init(|| numbers.into())
-            }
-        };
-        let mut product = packed.product(vector).map_err(unreadable)?;
+        let vector = self.vector()?;
+        let product = packed.product(vector).map_err(unreadable)?;
+        self.with_bias(product, bias)
+    }
+
+    /// The numbers of the single row.
+    fn vector(&self) -> Result<&Arc<[f32]>, TchError> {
+        if let Some(vector) = self.vector.get() {
+            return Ok(vector);
+        }
+        let other = || TchError::Kind("a row that is not f32, bf16 or f16 on the CPU, or has gradients".into());
+        let numbers = row::numbers(self.x)?.ok_or_else(other)?;
+        Ok(self.vector.get_or_init(|| numbers.into()))
+    }
+
+    /// The product of the single row, `[.., out]`.
+    fn with_bias(&self, mut product: Vec<f32>, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
         let numbers = row::numbers_of(bias)?;
         if let Some(bias) = &numbers {
             product.iter_mut().zip(bias).for_each(|(number, bias)| *number += bias);
@@ -197,6 +212,11 @@ impl<'a> Factor<'a> {
     }
 
     fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
+        if self.single && fits(weight, bias, self.kind()?)? {
+            if let Some(product) = lowmem::matrix_times_vector(weight, layout == Layout::InOut, self.vector()?) {
+                return self.with_bias(product, bias);
+            }
+        }
         let product = match &self.way {
             Way::Plain(Some(rows)) => rows.f_linear(&layout.out_in(weight)?, bias)?,
             Way::Widened(way) if fits(weight, bias, Kind::BFloat16)? => way.of_widened(weight, layout, bias)?,
