@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::sums::{BINS, Bin, Sums};
 use crate::corpus::{
     error::{Error, Result},
-    folder::object_name,
+    output::Output,
     place::Place,
     tensor_file,
 };
@@ -174,7 +174,7 @@ impl LensSummary {
 pub(in crate::corpus) fn join(folder: &Place, job: &Value, names: &[String], units: &[(usize, u64)]) -> Result<()> {
     let mut totals = vec![Sums::default(); names.len()];
     for &(unit, bytes) in units {
-        let object = folder.join(&object_name(super::STEM, unit, crate::corpus::safetensors::ENDING));
+        let object = folder.join(&Output::Lens.object_name(unit));
         let tensors = tensor_file::decode(&object, bytes)?;
         for (name, total) in names.iter().zip(&mut totals) {
             let problem = || Error::Object { place: object.to_string(), problem: format!("lacks the sums of {name}") };
