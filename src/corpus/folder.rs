@@ -32,8 +32,11 @@ pub(super) struct Folder {
 impl Folder {
     /// A folder, or an address such as `s3://bucket/path`.
     pub(super) fn new(path: &Path, output: Output) -> Result<Self> {
-        let place = Place::parse(path)?;
-        Ok(Self { place, output, piece: Piece::WHOLE, fingerprint: String::new(), present: HashMap::new() })
+        Ok(Self::at(Place::parse(path)?, output))
+    }
+
+    pub(super) fn at(place: Place, output: Output) -> Self {
+        Self { place, output, piece: Piece::WHOLE, fingerprint: String::new(), present: HashMap::new() }
     }
 
     /// A job as this output knows it; fields of the sink's own may follow.

@@ -12,6 +12,7 @@ use super::{
     folder::Folder,
     identity::Identity,
     output::Output,
+    place::Place,
     sink::{Batch, Piece, Sink, Unit},
     tensor_file::Stored,
 };
@@ -55,8 +56,12 @@ impl Safetensors {
     ///
     /// [`Error::Address`], [`Error::NeedsFeature`].
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let folder = Folder::new(path.as_ref(), Output::Safetensors)?;
-        Ok(Self { folder, shuffle: None, identity: None, rows: Rows::default() })
+        Ok(Self::at(Place::parse(path.as_ref())?))
+    }
+
+    pub(super) fn at(place: Place) -> Self {
+        let folder = Folder::at(place, Output::Safetensors);
+        Self { folder, shuffle: None, identity: None, rows: Rows::default() }
     }
 
     /// Writes the tokens of each unit in an order that is random but for the seed and the unit's number. Rows of a text do not follow
