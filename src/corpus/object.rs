@@ -1,6 +1,7 @@
 //! Objects in stores: S3, Google Cloud Storage, Azure, and files by their address.
 
-#[cfg(all(test, feature = "object-store"))]
+#[cfg(feature = "object-store")]
+#[cfg(test)]
 mod lossy;
 #[cfg(feature = "object-store")]
 mod store;
