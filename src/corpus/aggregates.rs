@@ -13,14 +13,10 @@ use super::{
     error::{Error, Result},
     folder::Folder,
     identity::Identity,
-    merge,
-    place::Place,
-    record::UnitRecord,
+    output::Output,
     sink::{Batch, Piece, Sink, Unit},
-    tensor_file::{self, Stored},
+    tensor_file::Stored,
 };
-
-pub(super) const STEM: &str = "aggregates";
 
 /// Keeps sums of each unit in the place of its rows, and of all units what follows from them: `aggregates.safetensors`, written when
 /// the job is whole, has for a name of `d` values a token
@@ -43,7 +39,6 @@ pub struct Aggregates {
     folder: Folder,
     covariance: bool,
     top: usize,
-    piece: Piece,
     widths: Vec<(String, usize)>,
     sums: Vec<Sums>,
 }
@@ -55,8 +50,8 @@ impl Aggregates {
     ///
     /// [`Error::Address`], [`Error::NeedsFeature`].
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        let folder = Folder::new(Place::parse(path.as_ref())?, STEM, super::safetensors::ENDING);
-        Ok(Self { folder, covariance: false, top: 0, piece: Piece::WHOLE, widths: Vec::new(), sums: Vec::new() })
+        let folder = Folder::new(path.as_ref(), Output::Aggregates)?;
+        Ok(Self { folder, covariance: false, top: 0, widths: Vec::new(), sums: Vec::new() })
     }
 
     /// Whether to keep the covariance of features, whose sums take the square of their number.
@@ -86,15 +81,14 @@ impl Sink for Aggregates {
             }
             self.widths.push((name.clone(), shape.iter().product::<i64>() as usize));
         }
-        let own = job.clone().with("output", STEM).with("covariance", self.covariance).with("top", self.top);
+        let own = self.folder.identity(job).with("covariance", self.covariance).with("top", self.top);
         self.folder.begin(&own, piece)?;
-        self.piece = piece;
         self.sums = self.fresh();
         Ok(())
     }
 
     fn is_done(&mut self, unit: usize) -> Result<bool> {
-        self.folder.is_done(unit, tensor_file::read_record)
+        self.folder.is_done(unit)
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
@@ -111,14 +105,10 @@ impl Sink for Aggregates {
             let name = sums.name().to_owned();
             tensors.extend(sums.stored().map_err(Error::torch(format!("summing the values of {name}")))?);
         }
-        let record = UnitRecord::of(unit, self.folder.fingerprint().to_owned(), false);
-        self.folder.object(unit.number()).write(tensor_file::encode(tensors, Some(&record))?)
+        self.folder.write_tensors(unit, false, tensors)
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.piece.is_whole() {
-            merge::merge_place(&self.folder.place)?;
-        }
-        Ok(())
+        self.folder.end()
     }
 }

@@ -1,36 +1,47 @@
 //! The folder or prefix that the objects of a job share.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, path::Path};
 
 use serde_json::Value;
 
 use super::{
     error::{Error, Result},
     identity::Identity,
+    merge,
+    output::Output,
     place::{Place, temporary_of},
     record::UnitRecord,
-    sink::Piece,
+    sink::{Piece, Unit},
+    tensor_file::{self, Stored},
 };
 
 /// The file that says whose folder it is.
 pub(super) const JOB: &str = "job.json";
 
-/// A folder of objects, one for each unit.
+/// A folder of objects, one for each unit: what the sinks of the library have in common.
 #[derive(Debug)]
 pub(super) struct Folder {
-    pub(super) place: Place,
-    /// What stands before the unit's number in the names of objects.
-    stem: &'static str,
-    /// What stands behind.
-    ending: &'static str,
+    place: Place,
+    output: Output,
+    piece: Piece,
     fingerprint: String,
     /// Files that are there, with their bytes.
     present: HashMap<String, u64>,
 }
 
 impl Folder {
-    pub(super) fn new(place: Place, stem: &'static str, ending: &'static str) -> Self {
-        Self { place, stem, ending, fingerprint: String::new(), present: HashMap::new() }
+    /// A folder, or an address such as `s3://bucket/path`.
+    pub(super) fn new(path: &Path, output: Output) -> Result<Self> {
+        Ok(Self::at(Place::parse(path)?, output))
+    }
+
+    pub(super) fn at(place: Place, output: Output) -> Self {
+        Self { place, output, piece: Piece::WHOLE, fingerprint: String::new(), present: HashMap::new() }
+    }
+
+    /// A job as this output knows it; fields of the sink's own may follow.
+    pub(super) fn identity(&self, job: &Identity) -> Identity {
+        job.clone().with("output", self.output.name())
     }
 
     /// Makes the folder the job's, or refuses one that belongs to another; removes what killed workers of the piece left.
@@ -42,10 +53,11 @@ impl Folder {
             identity.compare(&job.to_string(), &read_job(&self.place)?)?;
         }
         self.fingerprint = identity.fingerprint();
+        self.piece = piece;
         self.present.clear();
         for file in self.place.list()?.unwrap_or_default() {
             let target = temporary_of(&file.name);
-            match target.and_then(|name| unit_of(name, self.stem)) {
+            match target.and_then(|name| self.output.unit_of(name)) {
                 Some((unit, _)) if piece.has(unit) => self.place.join(&file.name).remove()?,
                 _ => _ = self.present.insert(file.name, file.bytes),
             }
@@ -53,21 +65,35 @@ impl Folder {
         Ok(())
     }
 
-    pub(super) fn fingerprint(&self) -> &str {
-        &self.fingerprint
+    /// Whether the object of a unit is there. It was written whole, so what it says of itself is enough.
+    pub(super) fn is_done(&self, unit: usize) -> Result<bool> {
+        let Some(&bytes) = self.present.get(&self.output.object_name(unit)) else { return Ok(false) };
+        let object = self.object(unit);
+        check(&object, &self.output.read_record(&object, bytes)?, &self.fingerprint, unit)?;
+        Ok(true)
     }
 
     /// The object of a unit.
     pub(super) fn object(&self, unit: usize) -> Place {
-        self.place.join(&object_name(self.stem, unit, self.ending))
+        self.place.join(&self.output.object_name(unit))
     }
 
-    /// Whether the object of a unit is there. It was written whole, so what it says of itself is enough.
-    pub(super) fn is_done(&self, unit: usize, record: impl FnOnce(&Place, u64) -> Result<UnitRecord>) -> Result<bool> {
-        let Some(&bytes) = self.present.get(&object_name(self.stem, unit, self.ending)) else { return Ok(false) };
-        let object = self.object(unit);
-        check(&object, &record(&object, bytes)?, &self.fingerprint, unit)?;
-        Ok(true)
+    /// What the object of a unit says of itself. `in_order`: whether the rows stand as the unit had them.
+    pub(super) fn record(&self, unit: &Unit, in_order: bool) -> UnitRecord {
+        UnitRecord::of(unit, self.fingerprint.clone(), in_order)
+    }
+
+    /// Writes the object of a unit, a safetensors file.
+    pub(super) fn write_tensors(&self, unit: &Unit, in_order: bool, tensors: Vec<Stored>) -> Result<()> {
+        self.object(unit.number()).write(tensor_file::encode(tensors, Some(&self.record(unit, in_order)))?)
+    }
+
+    /// The piece is done: where it is all of the job, what the job has together is written, too.
+    pub(super) fn end(&self) -> Result<()> {
+        if self.piece.is_whole() {
+            merge::merge_place(&self.place)?;
+        }
+        Ok(())
     }
 }
 
@@ -84,36 +110,10 @@ pub(super) fn check(object: &Place, record: &UnitRecord, fingerprint: &str, unit
     Ok(())
 }
 
-pub(super) fn object_name(stem: &str, unit: usize, ending: &str) -> String {
-    format!("{stem}-{unit:05}{ending}")
-}
-
-/// The unit and the ending of an object's name, if it is one.
-pub(super) fn unit_of<'a>(name: &'a str, stem: &str) -> Option<(usize, &'a str)> {
-    let rest = name.strip_prefix(stem)?.strip_prefix('-')?;
-    let (number, ending) = rest.split_at(rest.find('.')?);
-    let unit = number.parse().ok()?;
-    (object_name(stem, unit, ending) == name).then_some((unit, ending))
-}
-
 /// The `job.json` of a folder.
 pub(super) fn read_job(folder: &Place) -> Result<Value> {
     let job = folder.join(JOB);
     let bytes = job.read()?.ok_or_else(|| Error::NoJob { place: folder.to_string() })?;
     serde_json::from_slice(&bytes)
         .map_err(|error| Error::Object { place: job.to_string(), problem: format!("is not JSON ({error})") })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn objects_are_known_by_their_names() {
-        assert_eq!(unit_of("activations-00012.safetensors", "activations"), Some((12, ".safetensors")));
-        assert_eq!(unit_of("activations-123456.parquet", "activations"), Some((123_456, ".parquet")));
-        for other in ["activations-12.safetensors", "activations-00012", "job.json", "activations-x.parquet"] {
-            assert_eq!(unit_of(other, "activations"), None, "{other}");
-        }
-    }
 }

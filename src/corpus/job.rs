@@ -13,7 +13,7 @@ use super::{
     error::{Error, Result},
     gather::{Captured, Layout},
     identity::{self, Identity},
-    plan::{Planned, Planner},
+    plan::{Planned, PlannedBatch, Planner},
     records::Reader,
     sink::{Batch, Piece, Sink},
 };
@@ -334,6 +334,10 @@ impl<'a> Job<'a> {
         put("positions", self.positions.as_ref().map(|kept| json!([kept.start, kept.end])).unwrap_or_default());
         put("store", self.store.map(|store| store.to_string()).into());
         put("batch_tokens", self.batch_tokens.into());
+        if self.model.parts().dtype() != Dtype::F32 {
+            // Another build's batches of these dtypes may have been others, and other batches other bits.
+            put("batch_sizes", "few".into());
+        }
         put("unit_bytes", unit_bytes.into());
         put("units", units.into());
         if let Value::Object(corpus) = self.corpus.identity() {
@@ -403,18 +407,18 @@ impl<'a> Job<'a> {
             let mut work = || -> Result<()> {
                 for planned in &receiver {
                     let Planned { unit, batches } = planned?;
-                    for rows in batches {
+                    for PlannedBatch { rows, length } in batches {
                         let begun = Instant::now();
                         let ids: Vec<&[i64]> = rows.iter().map(|row| row.ids.as_slice()).collect();
                         let failed = |source| {
                             let input = unit.input.as_deref().unwrap_or("the corpus");
                             Error::Batch { place: format!("{input}, unit {}", unit.number), source }
                         };
-                        let input = models::Input::padded(&ids).map_err(|error| failed(error.into()))?;
+                        let input = models::Input::padded_to(&ids, length).map_err(|error| failed(error.into()))?;
                         let activations = no_grad(|| run.run(&input)).map_err(failed)?;
                         report.forward_seconds += begun.elapsed().as_secs_f64();
                         report.tokens += rows.iter().map(|row| row.ids.len()).sum::<usize>();
-                        report.padded_tokens += rows.len() * rows.first().map_or(0, |row| row.ids.len());
+                        report.padded_tokens += rows.len() * length;
                         let tensors = activations.into_tensors();
                         let captured = Captured { unit: std::sync::Arc::clone(&unit), rows, tensors };
                         match send(Message::Batch(captured)) {

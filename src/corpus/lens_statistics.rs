@@ -18,14 +18,9 @@ use super::{
     error::{Error, Result},
     folder::Folder,
     identity::Identity,
-    merge,
-    place::Place,
-    record::UnitRecord,
+    output::Output,
     sink::{Batch, Piece, Sink, Unit},
-    tensor_file,
 };
-
-pub(super) const STEM: &str = "lens";
 
 /// The logit lens over a corpus: decodes the residual streams of each batch, keeps sums of each unit, and of all units what follows
 /// from them. When the job is whole, the folder has `lens.json` ([`LensSummary`] says what is in it) and, in a build with the
@@ -59,7 +54,6 @@ pub struct LensStatistics<'a> {
     /// From the first batch on: a job with nothing to do needs no unembedding.
     readout: Option<Readout>,
     memory: u64,
-    piece: Piece,
     names: Vec<String>,
     /// Which of the names is the last stream's.
     last: usize,
@@ -74,10 +68,10 @@ impl<'a> LensStatistics<'a> {
     ///
     /// [`Error::Address`], [`Error::NeedsFeature`].
     pub fn create(path: impl AsRef<Path>, model: &'a Model) -> Result<Self> {
-        let folder = Folder::new(Place::parse(path.as_ref())?, STEM, super::safetensors::ENDING);
+        let folder = Folder::new(path.as_ref(), Output::Lens)?;
         let memory = LensOptions::default().memory;
         let (names, sums) = (Vec::new(), Vec::new());
-        Ok(Self { folder, model, readout: None, memory, piece: Piece::WHOLE, names, last: 0, sums })
+        Ok(Self { folder, model, readout: None, memory, names, last: 0, sums })
     }
 
     /// Bytes that temporary results may take, as [`LensOptions::memory`]; the numbers do not depend on it but for rounding.
@@ -145,15 +139,15 @@ impl Sink for LensStatistics<'_> {
             let problem = format!("the lens needs the last stream, {}, to measure against", last_stream(self.model));
             return refuse("names", problem);
         };
-        self.folder.begin(&job.clone().with("output", STEM), piece)?;
+        self.folder.begin(&self.folder.identity(job), piece)?;
         self.names.clone_from(&job.names);
-        (self.piece, self.last) = (piece, last);
+        self.last = last;
         self.sums = self.fresh();
         Ok(())
     }
 
     fn is_done(&mut self, unit: usize) -> Result<bool> {
-        self.folder.is_done(unit, tensor_file::read_record)
+        self.folder.is_done(unit)
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
@@ -174,14 +168,10 @@ impl Sink for LensStatistics<'_> {
         let fresh = self.fresh();
         let sums = std::mem::replace(&mut self.sums, fresh);
         let tensors = self.names.iter().zip(&sums).flat_map(|(name, sums)| sums.stored(name)).collect();
-        let record = UnitRecord::of(unit, self.folder.fingerprint().to_owned(), false);
-        self.folder.object(unit.number()).write(tensor_file::encode(tensors, Some(&record))?)
+        self.folder.write_tensors(unit, false, tensors)
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.piece.is_whole() {
-            merge::merge_place(&self.folder.place)?;
-        }
-        Ok(())
+        self.folder.end()
     }
 }

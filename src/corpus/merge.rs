@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 use super::{
     aggregates,
     error::{Error, Result},
-    folder::{self, object_name, read_job, unit_of},
-    lens_statistics, parquet_output,
+    folder::{self, read_job},
+    lens_statistics,
+    output::Output,
     place::{Listed, Place, temporary_of},
     record::UnitRecord,
-    safetensors, tensor_file,
 };
 
 /// The list of texts.
@@ -29,13 +29,6 @@ const OWN: [&str; 4] = [folder::JOB, INDEX, MANIFEST, "aggregates.safetensors"];
 const AT_ONCE: usize = 16;
 /// Missing units that a message names.
 const NAMED: usize = 8;
-
-/// What the objects of units are called.
-#[derive(Clone, Copy)]
-struct Kind {
-    stem: &'static str,
-    ending: &'static str,
-}
 
 /// What a whole job has.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -80,15 +73,9 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
     let bad_job = || Error::Object { place: folder.join(folder::JOB).to_string(), problem: "is no job's".into() };
     let fingerprint = job.get("fingerprint").and_then(Value::as_str).ok_or_else(bad_job)?;
     let units = job.get("units").and_then(Value::as_u64).ok_or_else(bad_job)? as usize;
-    let kind = match job.get("output").and_then(Value::as_str) {
-        Some("safetensors") => Kind { stem: safetensors::STEM, ending: safetensors::ENDING },
-        Some("parquet") => Kind { stem: safetensors::STEM, ending: parquet_output::ENDING },
-        Some(aggregates::STEM) => Kind { stem: aggregates::STEM, ending: safetensors::ENDING },
-        Some(lens_statistics::STEM) => Kind { stem: lens_statistics::STEM, ending: safetensors::ENDING },
-        _ => return Err(bad_job()),
-    };
+    let output = job.get("output").and_then(Value::as_str).and_then(Output::named).ok_or_else(bad_job)?;
     let listed = folder.list()?.ok_or_else(|| Error::NoJob { place: folder.to_string() })?;
-    let objects = objects(folder, &listed, units, kind)?;
+    let objects = objects(folder, &listed, units, output)?;
     let mut merged = Merged { units, ..Merged::default() };
     let mut files = Vec::with_capacity(units);
     let mut index = Vec::new();
@@ -96,8 +83,8 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
     let mut before: HashMap<Option<String>, u64> = HashMap::new();
     let all: Vec<(usize, u64)> = objects.into_iter().collect();
     for some in all.chunks(AT_ONCE) {
-        for (record, &(unit, bytes)) in read_some(folder, some, kind)?.into_iter().zip(some) {
-            let name = object_name(kind.stem, unit, kind.ending);
+        for (record, &(unit, bytes)) in read_some(folder, some, output)?.into_iter().zip(some) {
+            let name = output.object_name(unit);
             folder::check(&folder.join(&name), &record, fingerprint, unit)?;
             let lines = before.entry(record.input.clone()).or_default();
             let first = record.first.unwrap_or(*lines);
@@ -112,21 +99,21 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
     for file in &listed {
         let target = temporary_of(&file.name);
         let is_own = |name: &str| {
-            unit_of(name, kind.stem).is_some() || OWN.contains(&name) || lens_statistics::FILES.contains(&name)
+            output.unit_of(name).is_some() || OWN.contains(&name) || lens_statistics::FILES.contains(&name)
         };
         if target.is_some_and(is_own) {
             folder.join(&file.name).remove()?;
         }
     }
-    if [aggregates::STEM, lens_statistics::STEM].contains(&kind.stem) {
-        let names = job.get("names").and_then(Value::as_array).ok_or_else(bad_job)?;
-        let names: Vec<String> = names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect();
-        if kind.stem == lens_statistics::STEM {
-            lens_statistics::join(folder, &job, &names, &all)?;
-        } else {
+    let names = job.get("names").and_then(Value::as_array).ok_or_else(bad_job)?;
+    let names: Vec<String> = names.iter().filter_map(|name| name.as_str().map(str::to_owned)).collect();
+    match output {
+        Output::Safetensors | Output::Parquet => {}
+        Output::Aggregates => {
             let top = job.get("top").and_then(Value::as_u64).unwrap_or(0) as usize;
             aggregates::join(folder, &names, top, &all)?;
         }
+        Output::Lens => lens_statistics::join(folder, &job, &names, &all)?,
     }
     folder.join(INDEX).write(vec![index])?;
     let Merged { units, texts, tokens, bytes } = merged;
@@ -139,12 +126,12 @@ pub(super) fn merge_place(folder: &Place) -> Result<Merged> {
 }
 
 /// The objects of all units with their bytes; refuses a job that has not all of them, or one that has others.
-fn objects(folder: &Place, listed: &[Listed], units: usize, kind: Kind) -> Result<BTreeMap<usize, u64>> {
+fn objects(folder: &Place, listed: &[Listed], units: usize, output: Output) -> Result<BTreeMap<usize, u64>> {
     let mut objects = BTreeMap::new();
     for file in listed {
-        let Some((unit, own)) = unit_of(&file.name, kind.stem) else { continue };
-        if unit >= units || own != kind.ending {
-            let problem = format!("is none of this job's {units} {} files", kind.ending);
+        let Some((unit, ending)) = output.unit_of(&file.name) else { continue };
+        if unit >= units || ending != output.ending() {
+            let problem = format!("is none of this job's {units} {} files", output.ending());
             return Err(Error::Object { place: folder.join(&file.name).to_string(), problem });
         }
         objects.insert(unit, file.bytes);
@@ -167,14 +154,8 @@ fn objects(folder: &Place, listed: &[Listed], units: usize, kind: Kind) -> Resul
 }
 
 /// What some objects say of themselves.
-fn read_some(folder: &Place, some: &[(usize, u64)], kind: Kind) -> Result<Vec<UnitRecord>> {
-    let read = |&(unit, bytes): &(usize, u64)| {
-        let object = folder.join(&object_name(kind.stem, unit, kind.ending));
-        match kind.ending {
-            safetensors::ENDING => tensor_file::read_record(&object, bytes),
-            _ => parquet_output::read_record(&object, bytes),
-        }
-    };
+fn read_some(folder: &Place, some: &[(usize, u64)], output: Output) -> Result<Vec<UnitRecord>> {
+    let read = |&(unit, bytes): &(usize, u64)| output.read_record(&folder.join(&output.object_name(unit)), bytes);
     let Place::Object(_) = folder else { return some.iter().map(read).collect() };
     thread::scope(|scope| {
         let running: Vec<_> = some.iter().map(|one| scope.spawn(move || read(one))).collect();

@@ -34,6 +34,7 @@ mod job;
 mod lens_statistics;
 mod merge;
 mod object;
+mod output;
 mod parquet_input;
 mod parquet_output;
 mod place;

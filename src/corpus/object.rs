@@ -1,6 +1,9 @@
 //! Objects in stores: S3, Google Cloud Storage, Azure, and files by their address.
 
 #[cfg(feature = "object-store")]
+#[cfg(test)]
+mod lossy;
+#[cfg(feature = "object-store")]
 mod store;
 #[cfg(feature = "object-store")]
 pub(super) use store::Object;

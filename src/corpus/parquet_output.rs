@@ -7,8 +7,6 @@ pub use columns::Parquet;
 #[cfg(feature = "parquet")]
 pub(super) use columns::read_record;
 
-pub(super) const ENDING: &str = ".parquet";
-
 /// What a file says of its unit.
 #[cfg(not(feature = "parquet"))]
 pub(super) fn read_record(object: &super::place::Place, _: u64) -> super::Result<super::record::UnitRecord> {

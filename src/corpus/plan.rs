@@ -2,7 +2,9 @@
 
 use std::{cmp::Reverse, ops::Range, sync::Arc};
 
-use models::{Model, Tokens};
+use lowmem::Dtype;
+use models::{Library, Model, Products, Tokens};
+use tch::Device;
 
 use super::{
     corpus::{Content, Options},
@@ -15,11 +17,20 @@ use super::{
 /// long ones.
 const MOST_PADDING: f64 = 0.04;
 
+/// What a batch of half as many positions has to save in padding, as a part of them.
+const HALF: f64 = 0.003;
+/// About how many numbers of positions batches have where shapes are to be few.
+const SIZES: usize = 32;
+/// What these numbers are multiples of: numbers of many divisors, each of which is a number of rows.
+const STEPS: [usize; 9] = [1, 2, 6, 12, 24, 60, 120, 360, 720];
+
 /// How texts become rows.
 pub(super) struct Planner<'a> {
     tokens: Option<&'a dyn Tokens>,
     vocabulary: i64,
     context: usize,
+    /// Whether batches come in few sizes.
+    few_sizes: bool,
     options: Options,
     /// The token between packed texts.
     end: i64,
@@ -30,7 +41,15 @@ pub(super) struct Planner<'a> {
 /// A unit that is ready to run.
 pub(super) struct Planned {
     pub(super) unit: Arc<Unit>,
-    pub(super) batches: Vec<Vec<Row>>,
+    pub(super) batches: Vec<PlannedBatch>,
+}
+
+/// Rows that run together.
+#[derive(Debug, PartialEq)]
+pub(super) struct PlannedBatch {
+    pub(super) rows: Vec<Row>,
+    /// Positions of each, padding included.
+    pub(super) length: usize,
 }
 
 /// A row of a batch: a text, or what is packed into a context.
@@ -76,8 +95,16 @@ impl<'a> Planner<'a> {
                 return Err(Error::Option { option: "positions", problem });
             }
         }
-        let vocabulary = architecture.vocabulary;
-        Ok(Self { tokens: model.tokens(), vocabulary, context, options: options.clone(), end, batch_tokens, positions })
+        Ok(Self {
+            tokens: model.tokens(),
+            vocabulary: architecture.vocabulary,
+            context,
+            few_sizes: few_sizes(model),
+            options: options.clone(),
+            end,
+            batch_tokens,
+            positions,
+        })
     }
 
     /// The batches of a unit. `place` says where its texts are.
@@ -178,7 +205,10 @@ impl<'a> Planner<'a> {
         rows
     }
 
-    fn batches(&self, rows: Vec<Row>) -> Vec<Vec<Row>> {
+    fn batches(&self, rows: Vec<Row>) -> Vec<PlannedBatch> {
+        if self.few_sizes {
+            return self.batches_of_few_sizes(rows);
+        }
         let mut batches: Vec<Vec<Row>> = Vec::new();
         let mut tokens = 0;
         for row in rows {
@@ -199,8 +229,58 @@ impl<'a> Planner<'a> {
             }
             tokens += length;
         }
+        let batch = |rows: Vec<Row>| PlannedBatch { length: rows.first().map_or(0, |row| row.ids.len()), rows };
+        batches.into_iter().map(batch).collect()
+    }
+
+    /// Batches whose numbers of positions are multiples of one step, so that there are few of them: rows and their length are chosen
+    /// together. Products with weights see nothing else of a batch's shape.
+    fn batches_of_few_sizes(&self, rows: Vec<Row>) -> Vec<PlannedBatch> {
+        let step = STEPS.into_iter().rfind(|step| step * SIZES <= self.batch_tokens).unwrap_or(1);
+        let mut tokens_before = vec![0];
+        for row in &rows {
+            tokens_before.push(tokens_before.last().copied().unwrap_or(0) + row.ids.len());
+        }
+        let (mut rows, mut first) = (rows.into_iter().peekable(), 0);
+        let mut batches = Vec::new();
+        while let Some(longest) = rows.peek().map(|row| row.ids.len()) {
+            let left = tokens_before.len() - 1 - first;
+            let tokens = |count: usize| {
+                tokens_before.get(first + count).zip(tokens_before.get(first)).map(|(to, from)| to - from)
+            };
+            let cost = |&(count, length): &(usize, usize)| {
+                let positions = (count * length) as f64;
+                1.0 - tokens(count).unwrap_or(0) as f64 / positions
+                    + HALF * (self.batch_tokens as f64 / positions).log2()
+            };
+            let divided = |positions: usize| {
+                let counts = (1..=left.min(positions / longest)).filter(move |count| positions.is_multiple_of(*count));
+                counts.map(move |count| (count, positions / count))
+            };
+            // Small batches, which the end of every unit has, would be padded too much by whole steps.
+            let sizes = (1..=self.batch_tokens / step).map(|size| size * step);
+            let halves = (0..SIZES / 3).map(|size| size * step + step / 2);
+            let sizes = sizes.chain(halves).flat_map(divided);
+            // No row can be longer than a context, and packed ones are as long: no step need fit these.
+            let whole = ((self.batch_tokens / self.context.max(1)).clamp(1, left), self.context);
+            let fits = |&(_, length): &(usize, usize)| (longest..=self.context).contains(&length);
+            let best = sizes.filter(fits).chain(Some(whole).filter(|(_, length)| length - longest < step));
+            let (count, length) = best
+                .min_by(|one, other| cost(one).total_cmp(&cost(other)))
+                .unwrap_or((1, longest.next_multiple_of(step).min(self.context)));
+            batches.push(PlannedBatch { rows: rows.by_ref().take(count).collect(), length });
+            first += count;
+        }
         batches
     }
+}
+
+/// Whether batches should come in few sizes: on a CPU libtorch's oneDNN keeps what it prepares for a product of each number of rows, up to
+/// a thousand of them and a MiB each. Where it multiplies f32, the batches that a row is in do not change its bits; in other dtypes
+/// they may, so there it must not depend on the machine.
+pub(super) fn few_sizes(model: &Model) -> bool {
+    let by_one_dnn = || Products::chosen().is_ok_and(|products| products.library == Library::OneDnn);
+    model.parts().dtype() != Dtype::F32 || (model.parts().device() == Device::Cpu && by_one_dnn())
 }
 
 fn refuse(place: String, source: models::Error) -> Error {
@@ -214,6 +294,8 @@ fn refuse(place: String, source: models::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use models::Config;
 
     use super::*;
@@ -238,7 +320,7 @@ mod tests {
         let corpus = Corpus::from_texts([""; 0]).pack();
         let planner = Planner::new(&model, &corpus.options, 16, None).unwrap();
         let planned = planner.plan(0, records(&[vec![1; 5], vec![], vec![2; 12]]), |_| String::new()).unwrap();
-        let rows: Vec<&Row> = planned.batches.iter().flatten().collect();
+        let rows: Vec<&Row> = planned.batches.iter().flat_map(|batch| &batch.rows).collect();
         assert_eq!(rows.len(), 3);
         assert_eq!(rows[0].ids, [1, 1, 1, 1, 1, 19, 2, 2]);
         assert_eq!(rows[1].ids, [2; 8]);
@@ -257,7 +339,7 @@ mod tests {
         let planner = Planner::new(&model, &corpus.options, 16, Some(1..3)).unwrap();
         let planned = planner.plan(3, records(&texts), |_| String::new()).unwrap();
         let lengths: Vec<Vec<usize>> =
-            planned.batches.iter().map(|batch| batch.iter().map(|row| row.ids.len()).collect()).collect();
+            planned.batches.iter().map(|batch| batch.rows.iter().map(|row| row.ids.len()).collect()).collect();
         assert_eq!(lengths[0], [8, 8]);
         assert_eq!(lengths.concat(), [8, 8, 7, 3, 2, 1, 1, 1]);
         // Two positions of each where there are as many.
@@ -266,6 +348,40 @@ mod tests {
         assert_eq!(planned.unit.tokens, 9);
         let starts: Vec<Option<usize>> = planned.unit.texts.iter().map(|text| text.start).collect();
         assert_eq!(starts, [None, Some(0), Some(6), Some(2), Some(8), None, None, Some(4)]);
+    }
+
+    #[test]
+    fn few_sizes_are_enough_for_batches_of_all_lengths() {
+        let config =
+            r#"{"model_type": "gpt2", "n_layer": 1, "n_head": 1, "n_embd": 4, "vocab_size": 20, "n_positions": 500}"#;
+        let model = Model::random(Config::from_json(config).unwrap(), 0).unwrap();
+        let corpus = Corpus::from_texts([""; 0]);
+        let mut planner = Planner::new(&model, &corpus.options, 4096, None).unwrap();
+        planner.few_sizes = true;
+        let (mut sizes, mut tokens, mut positions) = (BTreeSet::new(), 0, 0);
+        for unit in 0..3 {
+            let texts: Vec<Vec<i64>> = (0..300).map(|text| vec![1; 1 + (text * text * 37 + unit * 11) % 500]).collect();
+            let mut expected: Vec<usize> = texts.iter().map(Vec::len).collect();
+            expected.sort_by_key(|&length| Reverse(length));
+            let batches = planner.plan(unit, records(&texts), |_| String::new()).unwrap().batches;
+            let found: Vec<usize> = batches.iter().flat_map(|batch| &batch.rows).map(|row| row.ids.len()).collect();
+            assert_eq!(found, expected);
+            for PlannedBatch { rows, length } in &batches {
+                assert!(rows[0].ids.len() <= *length && *length <= 500 && rows.len() * length <= 4096);
+                sizes.insert(rows.len() * length);
+                positions += rows.len() * length;
+            }
+            tokens += found.iter().sum::<usize>();
+        }
+        assert!(sizes.len() < 45 && sizes.iter().all(|size| size % 60 == 0 || size % 500 == 0), "{sizes:?}");
+        let padding = 1.0 - tokens as f64 / positions as f64;
+        assert!(padding < 0.03, "{padding}");
+        // Full contexts are not padded.
+        let packed = planner.plan(0, records(&vec![vec![1; 500]; 11]), |_| String::new()).unwrap().batches;
+        assert_eq!(
+            packed.iter().map(|batch| (batch.rows.len(), batch.length)).collect::<Vec<_>>(),
+            [(8, 500), (3, 500)]
+        );
     }
 
     #[test]

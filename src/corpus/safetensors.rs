@@ -11,15 +11,11 @@ use super::{
     error::{Error, Result},
     folder::Folder,
     identity::Identity,
-    merge,
+    output::Output,
     place::Place,
-    record::UnitRecord,
     sink::{Batch, Piece, Sink, Unit},
-    tensor_file::{self, Stored},
+    tensor_file::Stored,
 };
-
-pub(super) const STEM: &str = "activations";
-pub(super) const ENDING: &str = ".safetensors";
 
 /// Keeps each unit as a safetensors file in a folder, or under the address of one in an object store.
 ///
@@ -30,7 +26,6 @@ pub(super) const ENDING: &str = ".safetensors";
 pub struct Safetensors {
     folder: Folder,
     shuffle: Option<u64>,
-    piece: Piece,
     identity: Option<Identity>,
     rows: Rows,
 }
@@ -61,13 +56,12 @@ impl Safetensors {
     ///
     /// [`Error::Address`], [`Error::NeedsFeature`].
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self {
-            folder: Folder::new(Place::parse(path.as_ref())?, STEM, ENDING),
-            shuffle: None,
-            piece: Piece::WHOLE,
-            identity: None,
-            rows: Rows::default(),
-        })
+        Ok(Self::at(Place::parse(path.as_ref())?))
+    }
+
+    pub(super) fn at(place: Place) -> Self {
+        let folder = Folder::at(place, Output::Safetensors);
+        Self { folder, shuffle: None, identity: None, rows: Rows::default() }
     }
 
     /// Writes the tokens of each unit in an order that is random but for the seed and the unit's number. Rows of a text do not follow
@@ -80,14 +74,14 @@ impl Safetensors {
 
 impl Sink for Safetensors {
     fn begin(&mut self, job: &Identity, piece: Piece) -> Result<()> {
-        let identity = job.clone().with("output", "safetensors").with("shuffle", self.shuffle);
+        let identity = self.folder.identity(job).with("shuffle", self.shuffle);
         self.folder.begin(&identity, piece)?;
-        (self.piece, self.identity, self.rows) = (piece, Some(identity), Rows::default());
+        (self.identity, self.rows) = (Some(identity), Rows::default());
         Ok(())
     }
 
     fn is_done(&mut self, unit: usize) -> Result<bool> {
-        self.folder.is_done(unit, tensor_file::read_record)
+        self.folder.is_done(unit)
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
@@ -104,15 +98,11 @@ impl Sink for Safetensors {
         if let Some(seed) = self.shuffle {
             rows.shuffle(&permutation(seed, unit));
         }
-        let record = UnitRecord::of(unit, self.folder.fingerprint().to_owned(), self.shuffle.is_none());
-        self.folder.object(unit.number()).write(tensor_file::encode(rows.tensors(unit), Some(&record))?)
+        self.folder.write_tensors(unit, self.shuffle.is_none(), rows.tensors(unit))
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.piece.is_whole() {
-            merge::merge_place(&self.folder.place)?;
-        }
-        Ok(())
+        self.folder.end()
     }
 }
 

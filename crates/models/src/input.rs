@@ -95,7 +95,17 @@ impl Input {
     ///
     /// [`Error::EmptyInput`] where there is no row, or an empty one.
     pub fn padded<R: AsRef<[i64]>>(rows: &[R]) -> Result<Self> {
-        let longest = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0);
+        Self::padded_to(rows, 0)
+    }
+
+    /// As [`Input::padded`], with every row at least `length` long: so that inputs come in few shapes, for each of which libtorch
+    /// may keep what it prepared.
+    ///
+    /// # Errors
+    ///
+    /// As [`Input::padded`].
+    pub fn padded_to<R: AsRef<[i64]>>(rows: &[R], length: usize) -> Result<Self> {
+        let longest = rows.iter().map(|row| row.as_ref().len()).max().unwrap_or(0).max(length);
         if rows.iter().any(|row| row.as_ref().is_empty()) {
             return Err(Error::EmptyInput);
         }

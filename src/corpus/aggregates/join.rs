@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::sums::{ALL_BINS, CONTEXT, middle, order};
 use crate::corpus::{
     error::{Error, Result},
-    folder::object_name,
+    output::Output,
     place::Place,
     tensor_file::{self, Stored},
 };
@@ -35,7 +35,7 @@ type Top = (f32, i64, i64, i64, Vec<i64>);
 pub(in crate::corpus) fn join(folder: &Place, names: &[String], top: usize, units: &[(usize, u64)]) -> Result<()> {
     let mut totals: Vec<Total> = names.iter().map(|_| Total::default()).collect();
     for &(unit, bytes) in units {
-        let object = folder.join(&object_name(super::STEM, unit, crate::corpus::safetensors::ENDING));
+        let object = folder.join(&Output::Aggregates.object_name(unit));
         let mut tensors = tensor_file::decode(&object, bytes)?;
         for (name, total) in names.iter().zip(&mut totals) {
             total.add(name, unit, top, &mut tensors).ok_or_else(|| Error::Object {

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::sums::{BINS, Bin, Sums};
 use crate::corpus::{
     error::{Error, Result},
-    folder::object_name,
+    output::Output,
     place::Place,
     tensor_file,
 };
@@ -174,7 +174,7 @@ impl LensSummary {
 pub(in crate::corpus) fn join(folder: &Place, job: &Value, names: &[String], units: &[(usize, u64)]) -> Result<()> {
     let mut totals = vec![Sums::default(); names.len()];
     for &(unit, bytes) in units {
-        let object = folder.join(&object_name(super::STEM, unit, crate::corpus::safetensors::ENDING));
+        let object = folder.join(&Output::Lens.object_name(unit));
         let tensors = tensor_file::decode(&object, bytes)?;
         for (name, total) in names.iter().zip(&mut totals) {
             let problem = || Error::Object { place: object.to_string(), problem: format!("lacks the sums of {name}") };
@@ -206,6 +206,42 @@ pub(in crate::corpus) fn join(folder: &Place, job: &Value, names: &[String], uni
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_summary_has_the_fields_that_are_documented() {
+        let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        let layer = LayerStatistics::new("h.0", &Sums { tokens: 1, kl: 0.5, ..Sums::default() });
+        let (model, dtype) = ("m".into(), "f32".into());
+        let summary = LensSummary { schema: SCHEMA, model, dtype, tokens: 1, next_tokens: 0, layers: vec![layer] };
+        let json = serde_json::to_value(&summary).unwrap();
+        let top = ["schema", "model", "dtype", "tokens", "next_tokens", "layers"];
+        assert_eq!(fields(&json), top);
+        let layer = &json["layers"][0];
+        let of_layers = [
+            "name",
+            "kl",
+            "entropy",
+            "top1_agreement",
+            "next_log_probability",
+            "accuracy",
+            "confidence",
+            "calibration_error",
+            "calibration",
+        ];
+        assert_eq!(fields(layer), of_layers);
+        let of_bins = ["above", "up_to", "tokens", "confidence", "accuracy"];
+        assert_eq!(fields(&layer["calibration"][0]), of_bins);
+        assert_eq!(layer["calibration"].as_array().unwrap().len(), BINS);
+        // A number, and null where there is none.
+        assert_eq!((&json["schema"], &layer["kl"], &layer["accuracy"]), (&1.into(), &0.5.into(), &Value::Null));
+        assert_eq!(serde_json::from_value::<LensSummary>(json.clone()).unwrap(), summary);
+        let documented = include_str!("../../../docs/corpora.md");
+        let (_, documented) = documented.split_once("`--format lens` is").unwrap();
+        let (documented, _) = documented.split_once("\n## ").unwrap();
+        for field in top.iter().chain(&of_layers).chain(&of_bins) {
+            assert!(documented.contains(&format!("`{field}`")), "{field} is not documented");
+        }
+    }
 
     #[test]
     fn the_calibration_error_is_the_weighted_distance() {

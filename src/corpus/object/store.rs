@@ -86,6 +86,12 @@ impl Object {
         Ok(Self { store: Arc::from(store), root, path })
     }
 
+    /// An object of a store that a test has made.
+    #[cfg(test)]
+    pub(super) fn new(store: Arc<dyn ObjectStore>, root: &str, path: Path) -> Self {
+        Self { store, root: root.to_owned(), path }
+    }
+
     pub(in crate::corpus) fn join(&self, name: &str) -> Self {
         let path = name.split('/').fold(self.path.clone(), |path, segment| path.join(segment));
         Self { path, ..self.clone() }

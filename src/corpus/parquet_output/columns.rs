@@ -25,15 +25,13 @@ use crate::corpus::{
     error::{Error, Result},
     folder::Folder,
     identity::Identity,
-    merge,
+    output::Output,
     parquet_input::Source,
     place::Place,
     record::{KEY, UnitRecord},
-    safetensors::{STEM, permutation},
+    safetensors::permutation,
     sink::{Batch, Piece, Sink, Unit},
 };
-
-use super::ENDING;
 
 /// Columns beside those of the names.
 const OWN: [&str; 4] = ["text_id", "text", "position", "token_id"];
@@ -53,7 +51,6 @@ const GROUP_BYTES: usize = 64 << 20;
 pub struct Parquet {
     folder: Folder,
     shuffle: Option<u64>,
-    piece: Piece,
     shapes: Value,
     store: Option<Dtype>,
     rows: Rows,
@@ -95,14 +92,8 @@ impl Parquet {
     ///
     /// [`Error::Address`], [`Error::NeedsFeature`].
     pub fn create(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self {
-            folder: Folder::new(Place::parse(path.as_ref())?, STEM, ENDING),
-            shuffle: None,
-            piece: Piece::WHOLE,
-            shapes: Value::Null,
-            store: None,
-            rows: Rows::default(),
-        })
+        let folder = Folder::new(path.as_ref(), Output::Parquet)?;
+        Ok(Self { folder, shuffle: None, shapes: Value::Null, store: None, rows: Rows::default() })
     }
 
     /// Writes the tokens of each unit in an order that is random but for the seed and the unit's number.
@@ -123,10 +114,10 @@ impl Sink for Parquet {
             let problem = "Parquet has no bf16; store f32 or f16".into();
             return Err(Error::Option { option: "store", problem });
         }
-        let identity = job.clone().with("output", "parquet").with("shuffle", self.shuffle);
+        let identity = self.folder.identity(job).with("shuffle", self.shuffle);
         self.shapes = job.names.iter().cloned().zip(job.shapes.iter().map(|shape| json!(shape))).collect();
         self.folder.begin(&identity, piece)?;
-        (self.piece, self.rows) = (piece, Rows::default());
+        self.rows = Rows::default();
         // So that a unit without tokens has all columns, too.
         for (name, shape) in job.names.iter().zip(&job.shapes) {
             if shape.iter().any(|&size| size < 0) {
@@ -138,7 +129,7 @@ impl Sink for Parquet {
     }
 
     fn is_done(&mut self, unit: usize) -> Result<bool> {
-        self.folder.is_done(unit, read_record)
+        self.folder.is_done(unit)
     }
 
     fn take(&mut self, batch: Batch) -> Result<()> {
@@ -150,7 +141,7 @@ impl Sink for Parquet {
         if rows.values.is_empty() {
             rows.values = self.no_values();
         }
-        let record = UnitRecord::of(unit, self.folder.fingerprint().to_owned(), self.shuffle.is_none());
+        let record = self.folder.record(unit, self.shuffle.is_none());
         let order = self.shuffle.map(|seed| permutation(seed, unit));
         let object = self.folder.object(unit.number());
         let failed = |error| Error::io("write", &object)(std::io::Error::other(error));
@@ -164,10 +155,7 @@ impl Sink for Parquet {
     }
 
     fn end(&mut self) -> Result<()> {
-        if self.piece.is_whole() {
-            merge::merge_place(&self.folder.place)?;
-        }
-        Ok(())
+        self.folder.end()
     }
 }
 
