@@ -1,5 +1,6 @@
 //! Patched runs against whole runs with an edit, one by one; what is refused; how batches are made.
 
+mod edits;
 mod memory;
 mod paths;
 mod refused;
