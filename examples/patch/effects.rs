@@ -7,8 +7,8 @@ use transformer_utils::{
     lens::{Columns, Grid, Shading},
     models::Input,
     partial::{
-        self, AttributionPatching, DirectLogitAttribution, Effects, InputAttribution, Metric, PatchProgress, Patching,
-        partial_forward,
+        self, AttributionPatching, DirectLogitAttribution, Edit, Effects, InputAttribution, Metric, PatchProgress,
+        Patching, Run,
     },
     tch::{Device, Tensor, no_grad},
 };
@@ -23,6 +23,9 @@ use crate::{
 const MEMORY: u64 = 1024;
 /// The neurons that are shown.
 const NEURONS: usize = 20;
+
+/// Sites, and what every run changes there.
+type Edits = Vec<(String, Edit)>;
 
 /// What is asked of the logits, and what it is called.
 struct Question {
@@ -41,10 +44,15 @@ pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
         ensure!(flags.to.is_none(), "--to is for --method patch");
         ensure!(flags.direction == Direction::CleanIntoCorrupted, "--direction is for --method patch; swap the texts");
     }
-    let question = ask(flags, opened, pair)?;
+    ensure!(
+        matches!(flags.method, Method::Patch | Method::Attribution) || !flags.edits.is_given(),
+        "--edit and --steer are for --method patch and attribution"
+    );
+    let edits = flags.edits.read()?;
+    let question = ask(flags, opened, pair, &edits)?;
     let effects = match flags.method {
-        Method::Patch => patch(flags, opened, pair, &question.metric)?,
-        Method::Attribution => attribution(flags, opened, pair, &question.metric)?,
+        Method::Patch => patch(flags, opened, pair, edits, &question.metric)?,
+        Method::Attribution => attribution(flags, opened, pair, edits, &question.metric)?,
         Method::Direct => direct(flags, opened, pair, &question.metric)?,
         Method::Gradient | Method::Integrated => input(flags, opened, pair, &question.metric)?,
     };
@@ -54,7 +62,8 @@ pub fn measure(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Grid> {
         Direction::CorruptedIntoClean => effects.clean,
     };
     let shading = Shading::Around(base.filter(|_| flags.method == Method::Patch).unwrap_or(0.0));
-    let mut grid = Grid::new(opened.name.as_str(), &effects).shading(shading);
+    let name = if flags.edits.is_given() { format!("{}, {}", opened.name, flags.edits) } else { opened.name.clone() };
+    let mut grid = Grid::new(name, &effects).shading(shading);
     grid.metric = question.name;
     if flags.method == Method::Integrated {
         // That of zeros, which is no run of the pair.
@@ -90,7 +99,7 @@ fn patterns(flags: &Flags, by: By) -> Vec<String> {
     vec![if by == By::Heads { "h.*.attn.z" } else { "h.*" }.to_owned()]
 }
 
-fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+fn patch(flags: &Flags, opened: &Opened, pair: &Texts, edits: Edits, metric: &Metric) -> Result<Effects> {
     let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
     let bar = progress::steps(0);
     let mut patching = Patching::new(&opened.model, pair.clean.as_slice(), pair.need_corrupted()?)?
@@ -103,6 +112,9 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
             bar.set_length(total as u64);
             bar.set_position(done as u64);
         });
+    for (site, edit) in edits {
+        patching = patching.edit(site, edit)?;
+    }
     for pattern in patterns(flags, by) {
         patching = patching.sites(pattern.as_str())?;
     }
@@ -125,10 +137,13 @@ fn patch(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Resul
     Ok(patched.effects)
 }
 
-fn attribution(flags: &Flags, opened: &Opened, pair: &Texts, metric: &Metric) -> Result<Effects> {
+fn attribution(flags: &Flags, opened: &Opened, pair: &Texts, edits: Edits, metric: &Metric) -> Result<Effects> {
     refuse_positions(flags)?;
     let by = by(flags, By::Positions, &[By::Positions, By::Heads, By::Site])?;
     let mut patching = AttributionPatching::new(&opened.model, pair.clean.as_slice(), pair.need_corrupted()?)?;
+    for (site, edit) in edits {
+        patching = patching.edit(site, edit)?;
+    }
     for pattern in patterns(flags, by) {
         patching = patching.sites(pattern.as_str())?;
     }
@@ -195,8 +210,8 @@ fn refuse_positions(flags: &Flags) -> Result<()> {
     Ok(())
 }
 
-/// The metric, and its name with the tokens in it.
-fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
+/// The metric, and its name with the tokens in it. What the model says by itself it says under the edits.
+fn ask(flags: &Flags, opened: &Opened, pair: &Texts, edits: &Edits) -> Result<Question> {
     let asked = &flags.question;
     let needs_answer = asked.metric != MetricName::Kl;
     if asked.metric != MetricName::LogitDifference {
@@ -204,20 +219,20 @@ fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
     }
     ensure!(needs_answer || asked.answer.is_none(), "--answer is for metrics of one token; kl is of all");
     if !needs_answer {
-        let reference = last_logits(opened, &pair.clean)?;
+        let reference = last_logits(opened, &pair.clean, edits)?;
         let metric = Metric::kl(&reference);
         return Ok(Question { name: metric.to_string(), metric });
     }
     let answer = match &asked.answer {
         Some(text) => opened.one_token("--answer", text)?,
-        None => likeliest(opened, &pair.clean, None)?,
+        None => likeliest(opened, &pair.clean, edits, None)?,
     };
     let shown = |id: i64| -> Result<String> { Ok(format!("“{}”", opened.token_text(id)?)) };
     let metric = match asked.metric {
         MetricName::LogitDifference => {
             let wrong = match (&asked.wrong, &pair.corrupted) {
                 (Some(text), _) => opened.one_token("--wrong", text)?,
-                (None, Some(corrupted)) => likeliest(opened, corrupted, Some(answer))?,
+                (None, Some(corrupted)) => likeliest(opened, corrupted, edits, Some(answer))?,
                 (None, None) => {
                     bail!("--metric logit-difference needs --wrong TOKEN, or a --corrupted text to take it from")
                 }
@@ -240,15 +255,19 @@ fn ask(flags: &Flags, opened: &Opened, pair: &Texts) -> Result<Question> {
 }
 
 /// The logits of the last token, `[1, vocabulary]`.
-fn last_logits(opened: &Opened, ids: &[i64]) -> Result<Tensor> {
+fn last_logits(opened: &Opened, ids: &[i64], edits: &Edits) -> Result<Tensor> {
+    let mut run = Run::new(&opened.model, &["logits"])?;
+    for (site, edit) in edits {
+        run = run.edit(site.as_str(), edit.clone())?;
+    }
     let input = Input::from_rows(&[ids])?;
-    let logits = no_grad(|| partial_forward(&opened.model, &["logits"], &input))?;
+    let logits = no_grad(|| run.run(&input))?;
     Ok(logits.get("logits")?.f_select(1, -1)?)
 }
 
 /// The token that is likeliest to come next, other than one.
-fn likeliest(opened: &Opened, ids: &[i64], other_than: Option<i64>) -> Result<i64> {
-    let (_, best) = last_logits(opened, ids)?.f_topk(2, -1, true, true)?;
+fn likeliest(opened: &Opened, ids: &[i64], edits: &Edits, other_than: Option<i64>) -> Result<i64> {
+    let (_, best) = last_logits(opened, ids, edits)?.f_topk(2, -1, true, true)?;
     let best = Vec::<i64>::try_from(&best.f_view([-1])?.f_to_device(Device::Cpu)?)?;
     Ok(best.into_iter().find(|id| Some(*id) != other_than).unwrap_or_default())
 }

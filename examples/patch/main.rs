@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::{Args, Parser, ValueEnum};
 use common::{
+    edits::EditFlags,
     input::Positions,
     model::{ModelFlags, Opened},
     pictures::{Format, outputs, text_pages, write_pages},
@@ -30,7 +31,7 @@ use transformer_utils::{
 };
 
 /// The flags that say what effects to measure.
-const MEASURING: [&str; 11] = [
+const MEASURING: [&str; 13] = [
     "answer",
     "wrong",
     "metric",
@@ -42,13 +43,16 @@ const MEASURING: [&str; 11] = [
     "through_mlps",
     "memory",
     "beside_patching",
+    "edits",
+    "steers",
 ];
 
 /// Find the places that make a model say one thing and not another.
 ///
 /// A clean text makes the model do what is studied, a corrupted one of as many tokens does not. Values of one run are put into the
 /// other, one place at a time, and a metric of the logits at the last token says how much depends on each. Draws a heatmap on
-/// the terminal, and files with --out. Without any texts, the bundled model is shown a pair of its own.
+/// the terminal, and files with --out. Without any texts, the bundled model is shown a pair of its own. With --edit, all
+/// runs are those of the edited model.
 #[derive(Parser)]
 #[command(version)]
 struct Flags {
@@ -60,6 +64,9 @@ struct Flags {
 
     #[command(flatten)]
     question: QuestionFlags,
+
+    #[command(flatten)]
+    edits: EditFlags,
 
     /// What to do: patch runs the model once for each place; attribution estimates that by gradients, in one run; direct is what
     /// each part adds to the logits by itself; gradient (times input) and integrated (gradients) say how much each token answers

@@ -6,7 +6,7 @@ use transformer_utils::{
     lens::{Attention, Grid},
     lowmem::{Checkpoint, LoadOptions},
     models::Model,
-    partial::{Columns, Metric, Patching},
+    partial::{Columns, Edit, Metric, Patching, Run},
 };
 
 use crate::program::{golden, inside, json, refuse, root, succeed};
@@ -62,6 +62,38 @@ fn effects_are_those_of_the_library() {
 
     let site = read(&["--by", "site", "--sites", "h.0.mlp,h.1.attn", "--metric", "logit-difference"]);
     assert_eq!((site.rows, site.columns), (vec!["h.0.mlp".to_owned(), "h.1.attn".to_owned()], Columns::Whole));
+}
+
+#[test]
+fn effects_are_those_of_the_edited_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = golden("gpt2_plain");
+    let model = Model::open(&Checkpoint::open(&name).unwrap(), &LoadOptions::default()).unwrap();
+    let out = path(folder.path(), "effects.json");
+    let texts =
+        ["--clean", CLEAN, "--corrupted", CORRUPTED, "--dtype", "f32", "--device", "cpu", "--quiet", "--out", &out];
+    let edit = ["--edit", "h.0.attn.z:heads=0=zero", "--edit", "h.1:positions=2..4=scale:0.5"];
+    succeed("patch", &[&["--model", &name, "--metric", "kl", "--by", "heads"], &texts[..], &edit].concat());
+    let found = Grid::from_json(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    let edited = Run::new(&model, &["logits"]).unwrap().edit("h.0.attn.z", Edit::zero().heads([0])).unwrap();
+    let edited = edited.edit("h.1", Edit::scale(0.5).positions(2..4)).unwrap();
+    let logits = edited.run(CLEAN_IDS).unwrap();
+    let metric = Metric::kl(&logits.get("logits").unwrap().select(1, -1));
+    let patching = Patching::new(&model, CLEAN_IDS, CORRUPTED_IDS).unwrap().sites("h.*.attn.z").unwrap().each_head();
+    let patching = patching.edit("h.0.attn.z", Edit::zero().heads([0])).unwrap();
+    let expected = patching.edit("h.1", Edit::scale(0.5).positions(2..4)).unwrap().run(&metric).unwrap().effects;
+    assert_eq!((&found.values, found.clean, found.corrupted), (&expected.values, expected.clean, expected.corrupted));
+    // A silent head has nothing to put in, and the clean run is the edited one.
+    assert_eq!((Some(found.values[0][0]), found.clean), (found.corrupted, Some(0.0)));
+    assert!(found.model.contains("h.0.attn.z:heads=0=zero"), "{}", found.model);
+
+    succeed(
+        "patch",
+        &[&flags(&name, &["--method", "attribution", "--by", "heads", "--quiet", "--out", &out]), &edit[..]].concat(),
+    );
+    let estimated = Grid::from_json(&std::fs::read_to_string(&out).unwrap()).unwrap();
+    assert_eq!(estimated.values[0][0], 0.0);
+    assert_ne!(estimated.values[0][1], 0.0);
 }
 
 #[test]
@@ -161,6 +193,10 @@ fn what_does_not_fit_is_refused() {
         (&["--method", "direct", "--memory", "64"], "--memory"),
         (&["--method", "gradient", "--direction", "corrupted-into-clean"], "--direction"),
         (&["--by", "heads", "--text"], "heads"),
+        (&["--edit", "logits=zero"], "logits cannot be patched"),
+        (&["--edit", "h.0:new=zero"], "new tokens"),
+        (&["--method", "direct", "--edit", "h.0=zero"], "--edit"),
+        (&["--attention", "1", "--edit", "h.0=zero"], "cannot be used with"),
         (&["--out", "effects.gif"], ".png"),
     ] {
         let error = refuse("patch", &flags(&name, more));

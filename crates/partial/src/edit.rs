@@ -8,6 +8,8 @@ use std::{
 
 use tch::{TchError, Tensor};
 
+use crate::apply::Place;
+
 pub(crate) type Function = Rc<dyn Fn(&Tensor) -> Result<Tensor, TchError>>;
 
 pub(crate) enum Change {
@@ -116,6 +118,21 @@ impl Edit {
     /// chosen, it is called once for each row.
     pub fn with(function: impl Fn(&Tensor) -> Result<Tensor, TchError> + 'static) -> Self {
         Self::new(Change::With(Rc::new(function)))
+    }
+
+    /// Whether it does the same in every row and at every position it is made at, whatever stands at others. `dimensions` is how many
+    /// the value at `place` has.
+    pub(crate) fn is_alike(&self, place: &Place, dimensions: usize) -> bool {
+        match &self.change {
+            Change::Zero | Change::Scale(_) => true,
+            Change::Mean | Change::With(_) => false,
+            Change::Replace(given) | Change::Add(given) => {
+                let missing = dimensions.saturating_sub(given.dim()) as i64;
+                let along = |dimension: i64| given.size().get((dimension - missing).max(0) as usize).copied();
+                let spread = |dimension: i64| dimension >= missing && along(dimension).is_some_and(|size| size > 1);
+                !spread(0) && !place.positions.is_some_and(spread)
+            }
+        }
     }
 
     /// Only at these positions (for attention scores and patterns: queries): `5..9`, `5..` or `..9`. The last choice of

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use models::{AsSite, Input, Model, Prompt, Site};
 
-use crate::{Columns, Effects, Error, Metric, Result};
+use crate::{Columns, Edit, Effects, Error, Metric, Result, apply::Place};
 
 use path::Path;
 pub use places::Patch;
@@ -122,7 +122,8 @@ type Progress<'a> = Box<dyn Fn(PatchProgress) + 'a>;
 ///
 /// Each input is run once. A patched run starts at the residual stream before its first place, as the run without the patch left
 /// it, and goes through the rest; it computes only positions from the first patched one on, and reads keys and values of those
-/// before. Positions before the first difference of the inputs hold the same in both, and nothing is run for them. Runs
+/// before. What the last block does after its keys and values is computed from the position that is read on, or the one before it: no
+/// row is left alone. Positions before the first difference of the inputs hold the same in both, and nothing is run for them. Runs
 /// that start together are a batch, as large as the memory budget lets it be. No row's bits depend on its neighbours
 /// in f32 on a CPU, within what `docs/numerics.md` says: the numbers are those of whole runs with a [`crate::Edit`], one by one.
 pub struct Patching<'a> {
@@ -139,6 +140,7 @@ pub struct Patching<'a> {
     read_at: Option<i64>,
     receiver: Option<Patch>,
     through_mlps: bool,
+    edits: Vec<(Place, Edit)>,
     progress: Option<Progress<'a>>,
 }
 
@@ -180,6 +182,7 @@ impl<'a> Patching<'a> {
             read_at: None,
             receiver: None,
             through_mlps: false,
+            edits: Vec::new(),
             progress: None,
         })
     }
@@ -276,6 +279,53 @@ impl<'a> Patching<'a> {
         self
     }
 
+    /// Changes the value at `name` in every run of the sweep, clean, corrupted and patched: the effects are those of a model that is
+    /// changed in this way. Several edits of one site apply in the order given; what a patch puts in, and takes, is the value after
+    /// them.
+    ///
+    /// Edits that do the same at every position and in every row cost next to nothing. For others (a mean, a function, a tensor with a
+    /// value for each position or row) every patched run is made alone, and computes all positions.
+    ///
+    /// ```
+    /// # use models::{Config, Model};
+    /// # use partial::{Edit, Metric, Patching};
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let config = r#"{"model_type": "gpt2", "n_layer": 3, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+    /// # let model = Model::random(Config::from_json(config)?, 0)?;
+    /// // Which streams matter while the heads of the first layer are silent?
+    /// let patched = Patching::new(&model, [1, 2, 3, 4], [1, 5, 3, 4])?
+    ///     .edit("h.0.attn.z", Edit::zero())?
+    ///     .sites("h.*")?
+    ///     .each_position()
+    ///     .run(&Metric::logit([7]))?;
+    /// assert_eq!(patched.effects.values[2][3], patched.effects.clean.unwrap());
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`models::Sites::find`]; [`Error::NotPatchable`] for the logits, which the metric computes; [`Error::NoHeads`] and
+    /// [`Error::NoPositions`]; [`Error::BeforeStart`] for a site before an input's stream. What else does not fit is found by the runs.
+    pub fn edit(mut self, name: impl AsSite, edit: Edit) -> Result<Self> {
+        let site = self.model.sites().find(name.as_site())?;
+        if matches!(site, Site::LOGITS | Site::UNCAPPED_LOGITS) {
+            return Err(Error::NotPatchable {
+                site: site.to_string(),
+                reason: "the metric computes it, without edits",
+            });
+        }
+        for start in [&self.clean, &self.corrupted].into_iter().filter_map(Input::start_site) {
+            if self.model.sites().is_after(start, site) {
+                return Err(Error::BeforeStart { site: site.to_string(), start: start.to_string() });
+            }
+        }
+        let place = Place::of(self.model, site);
+        edit.check(&place)?;
+        self.edits.push((place, edit));
+        Ok(self)
+    }
+
     /// Is called after each batch.
     pub fn on_progress(mut self, progress: impl Fn(PatchProgress) + 'a) -> Self {
         self.progress = Some(Box::new(progress));
@@ -349,7 +399,10 @@ impl<'a> Patching<'a> {
 
     fn resolver(&self) -> Result<Resolver<'a>> {
         let (base, source) = self.base_and_source();
-        Resolver::new(self.model, base, source, self.read_at)
+        let mut resolver = Resolver::new(self.model, base, source, self.read_at)?;
+        let alike = |(place, edit): &(Place, Edit)| edit.is_alike(place, self.model.sites().shape(place.site).len());
+        resolver.alone = !self.edits.iter().all(alike);
+        Ok(resolver)
     }
 
     fn grid(&self) -> Result<Grid> {

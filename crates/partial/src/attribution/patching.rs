@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::gradients::{at_metric, gradients, leaf, mean, metric_of, numbers, refuse_streamed, torch};
 use crate::{
-    Columns, Correlation, Effects, Error, Metric, Patching, Result, Run,
+    Columns, Correlation, Edit, Effects, Error, Metric, Patching, Result, Run,
     apply::Place,
     patch::places::{check_inputs, check_site},
 };
@@ -43,6 +43,7 @@ pub struct AttributionPatching<'a> {
     each_position: bool,
     each_head: bool,
     read_at: Option<i64>,
+    edits: Vec<(Site, Edit)>,
 }
 
 /// Estimates, and what patching really does.
@@ -73,7 +74,16 @@ impl<'a> AttributionPatching<'a> {
         refuse_streamed(model)?;
         let (clean, corrupted) = (model.input(clean)?, model.input(corrupted)?);
         check_inputs(model, &clean, &corrupted)?;
-        Ok(Self { model, clean, corrupted, sites: Vec::new(), each_position: false, each_head: false, read_at: None })
+        Ok(Self {
+            model,
+            clean,
+            corrupted,
+            sites: Vec::new(),
+            each_position: false,
+            each_head: false,
+            read_at: None,
+            edits: Vec::new(),
+        })
     }
 
     /// Adds the sites that a name, a [`Site`] or a pattern such as `h.*.mlp` means ([`models::Sites::matching`]).
@@ -121,6 +131,18 @@ impl<'a> AttributionPatching<'a> {
         self
     }
 
+    /// Changes the value at `name` in both runs, and in those of [`AttributionPatching::beside_patching`], as [`Patching::edit`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`Patching::edit`].
+    pub fn edit(mut self, name: impl AsSite, edit: Edit) -> Result<Self> {
+        let site = self.model.sites().find(name.as_site())?;
+        Patching::new(self.model, &self.clean, &self.corrupted)?.edit(site, edit.clone())?;
+        self.edits.push((site, edit));
+        Ok(self)
+    }
+
     /// The estimates: for a batch, means over its rows.
     ///
     /// # Errors
@@ -133,11 +155,12 @@ impl<'a> AttributionPatching<'a> {
         metric.check(rows, self.model.architecture().vocabulary)?;
         let (clean, corrupted) = (at_metric(&self.clean, self.read_at)?, at_metric(&self.corrupted, self.read_at)?);
         let captured: Vec<Site> = places.iter().map(|place| place.site).chain([Site::LOGITS]).collect();
+        let edited = |run: Run<'a>| self.edits.iter().try_fold(run, |run, (site, edit)| run.edit(site, edit.clone()));
         let run = || Run::new(self.model, &captured);
         // Everything after its first value is recorded.
         let embedding = Site { stage: Stage::Embedding, point: Point::TokenEmbedding };
-        let recording = run()?.edit(corrupted.start_site().unwrap_or(embedding), leaf())?;
-        let clean_run = tch::no_grad(|| run()?.run(&clean))?;
+        let recording = edited(run()?.edit(corrupted.start_site().unwrap_or(embedding), leaf())?)?;
+        let clean_run = tch::no_grad(|| edited(run()?)?.run(&clean))?;
         let clean_metric = metric_of(metric, clean_run.get(Site::LOGITS)?, self.read_at)?;
         let corrupted_run = tch::with_grad(|| recording.run(&corrupted))?;
         let corrupted_metric = tch::with_grad(|| metric_of(metric, corrupted_run.get(Site::LOGITS)?, self.read_at))?;
@@ -182,6 +205,9 @@ impl<'a> AttributionPatching<'a> {
     pub fn beside_patching(&self, metric: &Metric) -> Result<Estimated> {
         let estimated = self.run(metric)?;
         let mut patching = Patching::new(self.model, &self.clean, &self.corrupted)?;
+        for (site, edit) in &self.edits {
+            patching = patching.edit(site, edit.clone())?;
+        }
         for site in &self.sites {
             patching = patching.sites(site)?;
         }

@@ -33,12 +33,14 @@ pub(super) struct Batch {
 }
 
 /// Batches of all patches that change something, in the order of their starts. `latest` is the last position that a run may begin
-/// at; of `budget` bytes, `held` are taken. Besides its own sites each run changes, or reads, those of `others`.
+/// at; of `budget` bytes, `held` are taken. Besides its own sites each run changes, or reads, those of `others`. With `alone`, no two
+/// patches are made together.
 pub(super) fn batches(
     patches: &[&Resolved],
     others: &[Site],
     costs: &Costs,
     latest: i64,
+    alone: bool,
     (held, budget): (u64, u64),
 ) -> Result<Vec<Batch>> {
     // Whether a site is changed can decide how its block is computed.
@@ -62,7 +64,7 @@ pub(super) fn batches(
                 return Err(Error::MemoryBudget { needed: held + row, budget });
             }
             let positions = ((costs.length - first) * costs.pairs).max(1) as u64;
-            let most = fitting.min(ENOUGH / positions).max(1) as usize;
+            let most = if alone { 1 } else { fitting.min(ENOUGH / positions).max(1) as usize };
             let mut batch = Batch { begin, sites: sites.to_vec(), first, members: vec![index], bytes: row };
             let mut in_vain = 0;
             while let Some((_, index)) = rest.next_if(|(next, _)| {

@@ -12,7 +12,12 @@ use super::{
     places::{Begin, Resolved, Resolver, Spot},
     plan::{Batch, batches},
 };
-use crate::{Error, Metric, Result, apply::narrow, run::unwrap_own};
+use crate::{
+    Edit, Error, Metric, Result,
+    apply::{Place, narrow},
+    editor::Editor,
+    run::unwrap_own,
+};
 
 /// What a sweep found.
 pub(super) struct Found {
@@ -36,7 +41,7 @@ pub(super) fn run(
     metric.check(resolver.pairs, model.architecture().vocabulary)?;
     let (base, source) = patching.base_and_source();
     // Positions of one's own may come in any order, and what a rotation does can depend on the largest.
-    let splits = !base.has_positions();
+    let splits = !base.has_positions() && !resolver.alone;
     let least_read = resolver.read.iter().copied().min().unwrap_or(0);
     // Two positions at least: a single one is multiplied by other kernels.
     let latest = if splits { least_read.min(resolver.length - 2).max(0) } else { 0 };
@@ -47,18 +52,21 @@ pub(super) fn run(
         let more = path.kept(model, patches).into_iter().chain(begin);
         more.for_each(|site| add(&mut starts, site));
     }
-    // What a patched run changes, for a path in two runs.
-    let received = path.map_or(&[][..], |path| &path.receiver.sites);
+    // What every run changes, and what a patched one does for a path, in two runs.
+    let edited = patching.edits.iter().map(|(place, _)| place.site);
+    let others: Vec<Site> =
+        edited.chain(path.into_iter().flat_map(|path| path.receiver.sites.iter().copied())).collect();
     let after_others = patches.iter().any(|patch| patch.first.is_some_and(|first| first.min(latest) > 0));
     let held = sites.iter().chain(&starts).map(|&site| costs.kept(site)).sum::<u64>()
         + if after_others { costs.cache() } else { 0 };
     // The two runs of the inputs take what a patched run of all positions does.
-    let whole = sites.iter().map(|&site| costs.run(0, &[site])).max().unwrap_or(costs.run(0, &[]));
+    let with_others = |sites: &[Site]| costs.run(0, &[sites, &others].concat());
+    let whole = sites.iter().map(|&site| with_others(&[site])).max().unwrap_or(with_others(&[]));
     let needed = held + whole;
     if needed > patching.budget {
         return Err(Error::MemoryBudget { needed, budget: patching.budget });
     }
-    let batches = batches(patches, received, &costs, latest, (held, patching.budget))?;
+    let batches = batches(patches, &others, &costs, latest, resolver.alone, (held, patching.budget))?;
     let largest = batches.iter().map(|batch| batch.members.len() as u64 * batch.bytes).max();
     let mut report = PatchReport {
         patches: patches.len(),
@@ -68,13 +76,25 @@ pub(super) fn run(
         bytes: needed.max(held + largest.unwrap_or(0)),
         ..PatchReport::default()
     };
-    let reader = Reader::new(model, resolver, metric);
+    let mut reader = Reader::new(patching, resolver, metric);
+    // What is changed or looked at in the last block after its keys and values is counted from the start of the run.
+    let behind = |site: &Site| resolver.stays_at_its_position(*site);
+    if !others.iter().any(behind) {
+        reader.latest = latest;
+    }
     tch::no_grad(|| {
         let taken = reader.run_whole(source, &sites, None)?;
         let mut cache = after_others.then(KvCache::new);
         let kept = reader.run_whole(base, &starts, cache.as_mut())?;
-        let sweep =
-            Sweep { reader: &reader, base, taken: &taken.values, kept: &kept.values, path, cache: cache.as_ref() };
+        let sweep = Sweep {
+            reader: &reader,
+            resolver,
+            base,
+            taken: &taken.values,
+            kept: &kept.values,
+            path,
+            cache: cache.as_ref(),
+        };
         let mut values = vec![kept.metric; patches.len()];
         let mut done = report.unchanged;
         for batch in &batches {
@@ -129,6 +149,10 @@ struct Reader<'a> {
     read: &'a [i64],
     /// What the unembedding reads: no more than that is asked of a run.
     hidden: Site,
+    /// What every run changes.
+    edits: &'a [(Place, Edit)],
+    /// The first position that is read after the last block's keys and values, where nothing is changed there.
+    latest: i64,
 }
 
 /// What a run of one of the inputs left.
@@ -138,16 +162,17 @@ struct Whole {
 }
 
 impl<'a> Reader<'a> {
-    fn new(model: &'a Model, resolver: &'a Resolver, metric: &'a Metric) -> Self {
+    fn new(patching: &'a Patching, resolver: &'a Resolver, metric: &'a Metric) -> Self {
+        let model = patching.model;
         let hidden = model.sites().find(Site::PROJECTED).unwrap_or(Site::FINAL_NORM);
-        Self { model, metric, pairs: resolver.pairs, read: &resolver.read, hidden }
+        Self { model, metric, pairs: resolver.pairs, read: &resolver.read, hidden, edits: &patching.edits, latest: 0 }
     }
 
     /// Runs an input, keeping `sites`; with a cache, also every block's keys and values.
     fn run_whole(&self, input: &Input, sites: &[Site], cache: Option<&mut KvCache>) -> Result<Whole> {
         let until = if cache.is_some() { None } else { Some(self.hidden) };
         let keep = sites.iter().copied().chain([self.hidden]).collect();
-        let mut watch = Watch { keep, until, ..Watch::default() };
+        let mut watch = Watch { keep, until, ..Watch::of(self.edits, false) };
         // Logits of all positions are not needed, but where they are narrowed before what is read.
         let at = if self.hidden == Site::PROJECTED { LogitsAt::All } else { LogitsAt::Last };
         let input = input.clone().logits_at(at);
@@ -203,6 +228,7 @@ impl<'a> Reader<'a> {
 
 struct Sweep<'a> {
     reader: &'a Reader<'a>,
+    resolver: &'a Resolver<'a>,
     base: &'a Input,
     /// What is put in.
     taken: &'a Values,
@@ -217,18 +243,21 @@ impl Sweep<'_> {
     fn batch(&self, batch: &Batch, patches: &[&Resolved]) -> Result<(Vec<f64>, usize)> {
         let reader = self.reader;
         let changes = self.changes(batch, patches)?;
+        // A batch that changes the last block after its keys and values begins as late as it can anyway.
+        let read_from = if self.ends_early(batch) { batch.first.max(reader.latest) } else { batch.first };
         let read = |changes, begin, before| {
-            let watch = Watch { changes, keep: vec![reader.hidden], until: Some(reader.hidden), ..Watch::default() };
+            let (keep, until, first_read) = (vec![reader.hidden], Some(reader.hidden), read_from - batch.first);
+            let watch = Watch { changes, keep, until, first_read, ..Watch::of(reader.edits, batch.first > 0) };
             let (values, blocks) = self.go(batch.first, patches.len(), begin, watch)?;
-            Ok((reader.metric_of(reader.value(&values, reader.hidden)?, batch.first)?, before + blocks))
+            Ok((reader.metric_of(reader.value(&values, reader.hidden)?, read_from)?, before + blocks))
         };
         let Some(path) = self.path else { return read(changes, batch.begin, 0) };
         let kept = path.frozen(reader.model, &batch.sites).into_iter();
         let frozen =
             kept.map(|site| Ok((site, reader.value(self.kept, site)?.shallow_clone()))).collect::<Result<_>>()?;
         let keep = path.receiver.sites.clone();
-        let watch =
-            Watch { changes, frozen, keep, until: Some(path.deepest()), first: batch.first, ..Watch::default() };
+        let (until, first) = (Some(path.deepest()), batch.first);
+        let watch = Watch { changes, frozen, keep, until, first, ..Watch::of(reader.edits, first > 0) };
         let (arrived, blocks) = self.go(batch.first, patches.len(), batch.begin, watch)?;
         read(self.received(batch, path, &arrived, patches.len())?, path.receiver.begin, blocks)
     }
@@ -238,7 +267,10 @@ impl Sweep<'_> {
         let reader = self.reader;
         let text = match begin {
             Begin::Tokens => self.base.clone(),
-            Begin::Stream(site) => self.base.resumed_at(site, reader.value(self.kept, site)?.shallow_clone()),
+            Begin::Stream(site) => {
+                watch.edited = Some(site);
+                self.base.resumed_at(site, reader.value(self.kept, site)?.shallow_clone())
+            }
         };
         let text = text.logits_at(LogitsAt::All).without_first(first)?.repeated(runs as i64)?;
         let outcome = match self.prefix(first)? {
@@ -247,6 +279,11 @@ impl Sweep<'_> {
         }
         .map_err(unwrap_own)?;
         Ok((watch.values, outcome.blocks_run))
+    }
+
+    /// Whether nothing that a batch changes comes after the last block's keys and values.
+    fn ends_early(&self, batch: &Batch) -> bool {
+        !batch.sites.iter().any(|site| self.resolver.stays_at_its_position(*site))
     }
 
     fn prefix(&self, first: i64) -> Result<Option<Prefix>> {
@@ -331,20 +368,40 @@ impl Change<'_> {
 }
 
 /// Makes changes and keeps values.
-#[derive(Default)]
 struct Watch<'a> {
+    /// Changes that every run makes, before all others.
+    editor: Editor<'a>,
+    /// The site whose value has been through the edits already: the run begins there.
+    edited: Option<Site>,
     changes: Vec<(Site, Vec<Change<'a>>)>,
     /// Values, of all positions, that stay those of one run of the input.
     frozen: Vec<(Site, Tensor)>,
     /// The first position of the run.
     first: i64,
+    /// How many of its positions nobody reads after the last block's keys and values.
+    first_read: i64,
     keep: Vec<Site>,
     /// How far the run goes; without, to the logits.
     until: Option<Site>,
     values: Values,
 }
 
-impl Watch<'_> {
+impl<'a> Watch<'a> {
+    /// Makes edits, in a run that is a part of its text or not.
+    fn of(edits: &'a [(Place, Edit)], is_part: bool) -> Self {
+        Self {
+            editor: Editor::new(edits, is_part, None),
+            edited: None,
+            changes: Vec::new(),
+            frozen: Vec::new(),
+            first: 0,
+            first_read: 0,
+            keep: Vec::new(),
+            until: None,
+            values: Values::new(),
+        }
+    }
+
     fn frozen(&self, site: Site, value: &Tensor) -> Result<Option<Tensor>, TchError> {
         let Some((_, whole)) = self.frozen.iter().find(|(frozen, _)| *frozen == site) else { return Ok(None) };
         let (rows, positions, _) = value.size3()?;
@@ -354,20 +411,27 @@ impl Watch<'_> {
 }
 
 impl Observer for Watch<'_> {
+    fn begin(&mut self, input: &Input, cached: i64) -> Result<(), ObserverError> {
+        Ok(self.editor.begin(input, cached)?)
+    }
+
     fn wants(&self, site: Site) -> bool {
         let changed = self.changes.iter().map(|(site, _)| site).chain(self.frozen.iter().map(|(site, _)| site));
-        self.keep.iter().chain(changed).any(|wanted| *wanted == site)
+        self.keep.iter().chain(changed).any(|wanted| *wanted == site) || self.editor.edits(site)
     }
 
     fn observe(&mut self, site: Site, value: &Tensor) -> Result<Action, ObserverError> {
         let changes = self.changes.iter().find(|(changed, _)| *changed == site).map(|(_, changes)| changes);
+        let edited = if self.edited == Some(site) { None } else { self.editor.edited(site, value)? };
         let changed = match changes {
             Some(changes) => {
+                // What was put in by an edit may be somebody's tensor.
+                let value = edited.as_ref().unwrap_or(value);
                 let own = value.f_clone(&value.f_empty_like()?)?.f_contiguous()?;
                 changes.iter().try_for_each(|change| change.apply(&own))?;
                 Some(own)
             }
-            None => None,
+            None => edited,
         };
         if self.keep.contains(&site) {
             self.values.insert(site, changed.as_ref().unwrap_or(value).shallow_clone());
@@ -379,5 +443,9 @@ impl Observer for Watch<'_> {
 
     fn deepest(&self) -> Option<Site> {
         self.until
+    }
+
+    fn first_read(&self) -> i64 {
+        self.first_read
     }
 }
