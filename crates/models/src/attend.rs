@@ -53,16 +53,6 @@ impl Masks {
         }
     }
 
-    /// The masks of the last `queries` queries alone.
-    pub(crate) fn last(&self, queries: i64) -> Self {
-        Self {
-            attended: self.attended.as_ref().map(Tensor::shallow_clone),
-            queries,
-            biases: RefCell::default(),
-            ..*self
-        }
-    }
-
     /// The window, where it hides anything at this length.
     fn window(&self, attention: &Attention) -> Option<i64> {
         attention.window.filter(|window| *window < self.keys)

@@ -109,8 +109,6 @@ struct Run<'a> {
     length: i64,
     /// Whether it is a single row on the CPU that need not have the bits it has among others.
     single: bool,
-    /// The first column that is read after the last block's keys and values.
-    first_read: i64,
     /// Whether matrices are multiplied in the blocks of their file: for a single row that costs less than to make them.
     packed: bool,
     blocks_run: usize,
@@ -161,7 +159,6 @@ pub(crate) fn run(model: &Model, input: &Input, mut past: Past, observer: &mut d
     let mut run = Run {
         model,
         deepest: observer.deepest(),
-        first_read: observer.first_read().clamp(0, checked.length - 1),
         observer,
         past,
         masks: Masks::new(model, &checked, cached, single),
@@ -205,9 +202,6 @@ impl<'a> Run<'a> {
             let weights = LayerWeights::walk(layer, architecture.d_model, &mut shelf)?;
             x = self.layer(block, layer, &weights, x, attended)?;
             attended = false;
-        }
-        if begin.block == architecture.layers.len() && self.first_read > 0 {
-            x = x.f_narrow(1, self.first_read, self.length - self.first_read).at(Site::FINAL_NORM)?;
         }
         self.head(x, input.logits_at, checked.attended.as_ref())
     }
@@ -261,19 +255,6 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// How many of the first columns nobody reads after the keys and values of a block: of the last one only.
-    fn unread(&self, block: usize) -> i64 {
-        if block + 1 == self.model.config().layers() { self.first_read } else { 0 }
-    }
-
-    /// The columns of a value that are read after the keys and values of a block.
-    fn read_ones(&self, block: usize, value: Tensor) -> Result<Tensor, TchError> {
-        match self.unread(block) {
-            0 => Ok(value),
-            unread => value.f_narrow(1, unread, self.length - unread)?.f_contiguous(),
-        }
-    }
-
     /// Whether nothing after this stage is needed.
     fn ends_in(&self, stage: Stage) -> bool {
         self.deepest.is_some_and(|deepest| deepest.stage <= stage)
@@ -319,10 +300,9 @@ impl<'a> Run<'a> {
             let read = self.normed(first.before.as_ref(), site(Point::Norm1), &x)?;
             let attention = self.attention(block, &layer.attention, weights, &read)?;
             let attention = self.normed(first.after.as_ref(), site(Point::AttentionNorm), &attention)?;
-            let x = self.read_ones(block, x).at(site(Point::Output))?;
             let read = match &second.before {
                 Some(norm) => self.normed(Some(norm), site(Point::Norm2), &x)?,
-                None => self.read_ones(block, read).at(site(Point::Norm1))?,
+                None => read,
             };
             let mlp = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
             let mlp = self.normed(second.after.as_ref(), site(Point::MlpNorm), &mlp)?;
@@ -330,12 +310,11 @@ impl<'a> Run<'a> {
             return self.show(site(Point::Output), sum);
         }
         let x = if attended {
-            self.read_ones(block, x).at(site(Point::ResidMid))?
+            x
         } else {
             let read = self.normed(first.before.as_ref(), site(Point::Norm1), &x)?;
             let added = self.attention(block, &layer.attention, weights, &read)?;
             let added = self.normed(first.after.as_ref(), site(Point::AttentionNorm), &added)?;
-            let x = self.read_ones(block, x).at(site(Point::ResidMid))?;
             let sum = added.f_add(&x).at(site(Point::ResidMid))?;
             let sum = self.normed(first.stream.as_ref(), site(Point::Norm1), &sum)?;
             self.show(site(Point::ResidMid), sum)?

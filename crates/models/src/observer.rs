@@ -50,15 +50,6 @@ pub trait Observer {
     fn deepest(&self) -> Option<Site> {
         None
     }
-
-    /// The first column of the input at which anything matters that the last block does after its keys and values. From there on it
-    /// computes all columns; those before are left out of its `scores` and everything after, the logits included, so that their values are
-    /// as many columns narrower. Queries, keys and values, and what comes before, have all.
-    ///
-    /// A token gets the bits that it gets without, where two columns at least are left.
-    fn first_read(&self) -> i64 {
-        0
-    }
 }
 
 /// Watches nothing; the run goes to the logits.

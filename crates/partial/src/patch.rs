@@ -122,8 +122,7 @@ type Progress<'a> = Box<dyn Fn(PatchProgress) + 'a>;
 ///
 /// Each input is run once. A patched run starts at the residual stream before its first place, as the run without the patch left
 /// it, and goes through the rest; it computes only positions from the first patched one on, and reads keys and values of those
-/// before. What the last block does after its keys and values is computed from the position that is read on, or the one before it: no
-/// row is left alone. Positions before the first difference of the inputs hold the same in both, and nothing is run for them. Runs
+/// before. Positions before the first difference of the inputs hold the same in both, and nothing is run for them. Runs
 /// that start together are a batch, as large as the memory budget lets it be. No row's bits depend on its neighbours
 /// in f32 on a CPU, within what `docs/numerics.md` says: the numbers are those of whole runs with a [`crate::Edit`], one by one.
 pub struct Patching<'a> {

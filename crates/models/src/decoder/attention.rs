@@ -38,16 +38,6 @@ impl Run<'_> {
             Past::Cache(cache) => (keys, values) = cache.extend(block, &keys, &values, window)?,
             Past::Prefix(prefix) => (keys, values) = prefix.followed_by(block, &keys, &values)?,
         }
-        let queries = match self.unread(block) {
-            0 => queries,
-            unread => {
-                let rest = self.length - unread;
-                self.masks = self.masks.last(rest);
-                queries.f_narrow(2, unread, rest).at(site(Point::HeadQuery))?
-            }
-        };
-        // From here on there are as many positions as queries.
-        let length = queries.size4().at(site(Point::HeadQuery))?.2;
         let sinks = weights.sinks.as_ref();
         let at = site(Point::Pattern);
         let seen = self.observer.wants(site(Point::Scores)) || self.observer.wants(at);
@@ -69,7 +59,7 @@ impl Run<'_> {
         let at = site(Point::Z);
         let z = z.and_then(|z| z.f_transpose(1, 2)).at(at)?;
         let z = self.show(at, z)?;
-        self.attention_output(block, attention, weights, &z, length)
+        self.attention_output(block, attention, weights, &z)
     }
 
     /// Queries, keys and values, `[batch, position, head, d_head]` each.
@@ -179,7 +169,6 @@ impl Run<'_> {
         attention: &Attention,
         weights: &LayerWeights,
         z: &Tensor,
-        length: i64,
     ) -> Result<Tensor, Halt> {
         let at = Site::block(block, Point::AttentionOutput);
         let each = Site::block(block, Point::HeadOutput);
@@ -194,7 +183,7 @@ impl Run<'_> {
         let added = match outputs {
             Some(outputs) => weights.attention_output.sum_heads(&outputs),
             None => {
-                let joined = z.f_reshape([self.batch, length, attention.query_width()]);
+                let joined = z.f_reshape([self.batch, self.length, attention.query_width()]);
                 joined.and_then(|joined| weights.attention_output.apply(&joined, self.model.numerics().alike_rows))
             }
         };

@@ -211,24 +211,12 @@ impl<'a> Resolver<'a> {
         let first_site = sites.first().copied().ok_or(Error::NoPatches)?;
         let begin = self.begin(first_site)?;
         let differ = self.differ.unwrap_or(self.length);
-        // What the last block does after its keys and values, no other position reads.
-        let least_read = self.read.iter().copied().min().unwrap_or(0);
-        let changed = |spot: &Spot| {
-            let first = spot.positions.start.max(differ);
-            let first = if self.stays_at_its_position(spot.place.site) { first.max(least_read) } else { first };
-            Some(first).filter(|first| *first < spot.positions.end)
-        };
+        let changed = |spot: &Spot| Some(spot.positions.start.max(differ)).filter(|first| *first < spot.positions.end);
         let seen = self.read.iter().copied().max().unwrap_or(0);
         let rounds = self.alone || sites.iter().any(|&site| self.replacing_rounds(site));
         let first = spots.iter().filter_map(changed).min().filter(|first| *first <= seen);
         let first = if rounds { Some(0) } else { first };
         Ok(Resolved { spots, sites, begin, first })
-    }
-
-    /// Whether the logits of a position know of the site's value there only.
-    pub(super) fn stays_at_its_position(&self, site: Site) -> bool {
-        let last = self.model.config().layers().checked_sub(1).map(|last| Site::block(last, Point::Scores));
-        last.is_none_or(|last| site == last || self.model.sites().is_after(site, last))
     }
 
     /// Whether replacing a value by itself, and with it every position, changes the last bits of what comes after.

@@ -76,25 +76,13 @@ pub(super) fn run(
         bytes: needed.max(held + largest.unwrap_or(0)),
         ..PatchReport::default()
     };
-    let mut reader = Reader::new(patching, resolver, metric);
-    // What is changed or looked at in the last block after its keys and values is counted from the start of the run.
-    let behind = |site: &Site| resolver.stays_at_its_position(*site);
-    if !others.iter().any(behind) {
-        reader.latest = latest;
-    }
+    let reader = Reader::new(patching, resolver, metric);
     tch::no_grad(|| {
         let taken = reader.run_whole(source, &sites, None)?;
         let mut cache = after_others.then(KvCache::new);
         let kept = reader.run_whole(base, &starts, cache.as_mut())?;
-        let sweep = Sweep {
-            reader: &reader,
-            resolver,
-            base,
-            taken: &taken.values,
-            kept: &kept.values,
-            path,
-            cache: cache.as_ref(),
-        };
+        let sweep =
+            Sweep { reader: &reader, base, taken: &taken.values, kept: &kept.values, path, cache: cache.as_ref() };
         let mut values = vec![kept.metric; patches.len()];
         let mut done = report.unchanged;
         for batch in &batches {
@@ -151,8 +139,6 @@ struct Reader<'a> {
     hidden: Site,
     /// What every run changes.
     edits: &'a [(Place, Edit)],
-    /// The first position that is read after the last block's keys and values, where nothing is changed there.
-    latest: i64,
 }
 
 /// What a run of one of the inputs left.
@@ -165,7 +151,7 @@ impl<'a> Reader<'a> {
     fn new(patching: &'a Patching, resolver: &'a Resolver, metric: &'a Metric) -> Self {
         let model = patching.model;
         let hidden = model.sites().find(Site::PROJECTED).unwrap_or(Site::FINAL_NORM);
-        Self { model, metric, pairs: resolver.pairs, read: &resolver.read, hidden, edits: &patching.edits, latest: 0 }
+        Self { model, metric, pairs: resolver.pairs, read: &resolver.read, hidden, edits: &patching.edits }
     }
 
     /// Runs an input, keeping `sites`; with a cache, also every block's keys and values.
@@ -228,7 +214,6 @@ impl<'a> Reader<'a> {
 
 struct Sweep<'a> {
     reader: &'a Reader<'a>,
-    resolver: &'a Resolver<'a>,
     base: &'a Input,
     /// What is put in.
     taken: &'a Values,
@@ -243,13 +228,11 @@ impl Sweep<'_> {
     fn batch(&self, batch: &Batch, patches: &[&Resolved]) -> Result<(Vec<f64>, usize)> {
         let reader = self.reader;
         let changes = self.changes(batch, patches)?;
-        // A batch that changes the last block after its keys and values begins as late as it can anyway.
-        let read_from = if self.ends_early(batch) { batch.first.max(reader.latest) } else { batch.first };
         let read = |changes, begin, before| {
-            let (keep, until, first_read) = (vec![reader.hidden], Some(reader.hidden), read_from - batch.first);
-            let watch = Watch { changes, keep, until, first_read, ..Watch::of(reader.edits, batch.first > 0) };
+            let keep = vec![reader.hidden];
+            let watch = Watch { changes, keep, until: Some(reader.hidden), ..Watch::of(reader.edits, batch.first > 0) };
             let (values, blocks) = self.go(batch.first, patches.len(), begin, watch)?;
-            Ok((reader.metric_of(reader.value(&values, reader.hidden)?, read_from)?, before + blocks))
+            Ok((reader.metric_of(reader.value(&values, reader.hidden)?, batch.first)?, before + blocks))
         };
         let Some(path) = self.path else { return read(changes, batch.begin, 0) };
         let kept = path.frozen(reader.model, &batch.sites).into_iter();
@@ -279,11 +262,6 @@ impl Sweep<'_> {
         }
         .map_err(unwrap_own)?;
         Ok((watch.values, outcome.blocks_run))
-    }
-
-    /// Whether nothing that a batch changes comes after the last block's keys and values.
-    fn ends_early(&self, batch: &Batch) -> bool {
-        !batch.sites.iter().any(|site| self.resolver.stays_at_its_position(*site))
     }
 
     fn prefix(&self, first: i64) -> Result<Option<Prefix>> {
@@ -378,8 +356,6 @@ struct Watch<'a> {
     frozen: Vec<(Site, Tensor)>,
     /// The first position of the run.
     first: i64,
-    /// How many of its positions nobody reads after the last block's keys and values.
-    first_read: i64,
     keep: Vec<Site>,
     /// How far the run goes; without, to the logits.
     until: Option<Site>,
@@ -395,7 +371,6 @@ impl<'a> Watch<'a> {
             changes: Vec::new(),
             frozen: Vec::new(),
             first: 0,
-            first_read: 0,
             keep: Vec::new(),
             until: None,
             values: Values::new(),
@@ -443,9 +418,5 @@ impl Observer for Watch<'_> {
 
     fn deepest(&self) -> Option<Site> {
         self.until
-    }
-
-    fn first_read(&self) -> i64 {
-        self.first_read
     }
 }
