@@ -212,10 +212,11 @@ impl<'a> Factor<'a> {
     }
 
     fn product(&self, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
-        if self.single && fits(weight, bias, self.kind()?)? {
-            if let Some(product) = lowmem::matrix_times_vector(weight, layout == Layout::InOut, self.vector()?) {
-                return self.with_bias(product, bias);
-            }
+        if self.single
+            && fits(weight, bias, self.kind()?)?
+            && let Some(product) = lowmem::matrix_times_vector(weight, layout == Layout::InOut, self.vector()?)
+        {
+            return self.with_bias(product, bias);
         }
         let product = match &self.way {
             Way::Plain(Some(rows)) => rows.f_linear(&layout.out_in(weight)?, bias)?,
