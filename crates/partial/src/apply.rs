@@ -92,7 +92,7 @@ impl Edit {
         {
             return Ok(Some(new_value(block)?.f_contiguous().map_err(&torch)?));
         }
-        let changed = value.f_clone(&value.f_empty_like().map_err(&torch)?).map_err(&torch)?;
+        let changed = copied(value).map_err(&torch)?;
         for block in &blocks {
             let new = new_value(block)?;
             let mut target = part(place, &changed, block)?;
@@ -250,4 +250,38 @@ pub(crate) fn narrow(
     }
     let narrowed = tensor.f_narrow(dimension, range.start, range.end - range.start);
     narrowed.map_err(|source| Error::Torch { at: site.to_string(), source })
+}
+
+/// A tensor of its own with the same numbers. Gradients flow through it, as they do not through libtorch's `clone` into a tensor,
+/// the only one that tch has without a panic.
+pub(crate) fn copied(tensor: &Tensor) -> Result<Tensor, TchError> {
+    let mut fresh = tensor.f_empty_like()?;
+    fresh.f_copy_(tensor)?;
+    Ok(fresh)
+}
+
+#[cfg(test)]
+mod tests {
+    use models::Config;
+
+    use super::*;
+    use crate::Run;
+
+    #[test]
+    fn gradients_flow_through_edits_of_a_part_and_captures_of_some_positions() {
+        let config = r#"{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 8, "vocab_size": 20}"#;
+        let model = Model::random(Config::from_json(config).unwrap(), 0).unwrap();
+        let weights = model.trainable([model.block_part(0)]).unwrap();
+        let run =
+            Run::new(&model, &["h.1"]).unwrap().positions(2..3).edit("h.0.attn.z", Edit::zero().heads([1])).unwrap();
+        run.run([1, 2, 3]).unwrap().get("h.1").unwrap().square().sum(Kind::Float).backward();
+        let gradient = |name: &str| {
+            let (_, weight) = weights.iter().find(|(known, _)| known.contains(name)).unwrap();
+            weight.grad().abs()
+        };
+        let of_output = gradient("attn.c_proj.weight");
+        // The rows of the head that was silenced got none.
+        assert!(of_output.narrow(0, 0, 4).sum(Kind::Float).double_value(&[]) > 0.0);
+        assert_eq!(of_output.narrow(0, 4, 4).sum(Kind::Float).double_value(&[]), 0.0);
+    }
 }

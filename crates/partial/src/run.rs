@@ -7,7 +7,7 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{
     Activations, Edit, Error, Plan, Result,
-    apply::{Place, narrow},
+    apply::{Place, copied, narrow},
     editor::Editor,
 };
 
@@ -199,7 +199,7 @@ impl<'a> Run<'a> {
         if let Some(positions) = &self.positions {
             kept = narrow(site, &kept, Place::of(self.model, site).positions()?, positions, "positions")?;
             // A view would hold on to the whole.
-            kept = kept.f_clone(&kept.f_empty_like().map_err(torch)?).map_err(torch)?;
+            kept = copied(&kept).map_err(torch)?;
         }
         if let Some(device) = self.device {
             kept = kept.f_to_device(device).map_err(torch)?;

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     Edit, Error, Metric, Result,
-    apply::{Place, narrow},
+    apply::{Place, copied, narrow},
     editor::Editor,
     run::unwrap_own,
 };
@@ -402,7 +402,7 @@ impl Observer for Watch<'_> {
             Some(changes) => {
                 // What was put in by an edit may be somebody's tensor.
                 let value = edited.as_ref().unwrap_or(value);
-                let own = value.f_clone(&value.f_empty_like()?)?.f_contiguous()?;
+                let own = copied(value)?.f_contiguous()?;
                 changes.iter().try_for_each(|change| change.apply(&own))?;
                 Some(own)
             }
