@@ -257,7 +257,10 @@ pub(crate) fn attend(
     if !masks.fill_up {
         let bias = if plain { None } else { Some(masks.bias(attention, held)?) };
         let causal = plain && masks.queries > 1;
-        if let Some(z) = if masks.single && plain { of_one_query(queries, keys, values, attention)? } else { None } {
+        if masks.single
+            && plain
+            && let Some(z) = of_one_query(queries, keys, values, attention)?
+        {
             return Ok(z);
         }
         return fused(queries, keys, values, bias, causal);

@@ -44,10 +44,11 @@ pub struct Factor<'a> {
     x: &'a Tensor,
     /// How many rows `x` has.
     rows: i64,
-    /// Whether it is one row that need not have the bits that it has among others.
+    /// Whether it is one row, in f32, bf16 or f16 on the CPU, that no gradient comes back to and that need not have the bits that it has
+    /// among others: it is multiplied without libtorch.
     single: bool,
     way: Way,
-    /// The numbers of a single row in f32, for products with matrices in the blocks of their file, once there was one.
+    /// The numbers of such a row in f32, once they were asked for.
     vector: OnceCell<Arc<[f32]>>,
 }
 
@@ -108,8 +109,8 @@ impl<'a> Factor<'a> {
         Self::with(x, false)
     }
 
-    /// As [`Factor::new`], but a single row gets the bits that it gets among others: for one row libtorch has other kernels,
-    /// which add in another order.
+    /// As [`Factor::new`], but a single row gets the bits that it gets among others: alone it is multiplied in another way, which
+    /// adds in another order.
     ///
     /// # Errors
     ///
@@ -169,9 +170,9 @@ impl<'a> Factor<'a> {
         self.product(weight, Layout::InOut, bias)
     }
 
-    /// Whether it is one row, computed in f32 or less, that no gradient comes back to.
+    /// Whether it can be multiplied with matrices in the blocks of their file.
     pub(crate) fn can_be_packed(&self) -> bool {
-        self.rows == 1 && !self.x.requires_grad() && self.x.f_kind().is_ok_and(|kind| kind != Kind::Double)
+        self.single
     }
 
     /// The dtype of the rows, and of the products.
@@ -292,8 +293,8 @@ impl Way {
 fn by_blas(rows: &Tensor, weight: &Tensor, layout: Layout, bias: Option<&Tensor>) -> Result<Tensor, TchError> {
     let (terms, _) = layout.sizes(weight)?;
     let (count, width) = rows.size2()?;
-    // One row has kernels of its own, which read the weights faster. Shapes that do not fit are refused there, too.
-    if count == 1 || width != terms {
+    if width != terms {
+        // Refused there.
         return rows.f_linear(&layout.out_in(weight)?, bias);
     }
     let step = piece(terms);

@@ -40,22 +40,23 @@ const OPT: &str = r#"{"model_type": "opt", "num_hidden_layers": 2, "num_attentio
 /// A site, with positions and heads where not all are meant.
 type Place = (Site, Option<Range<i64>>, Option<Range<i64>>);
 
+/// The part of a site's value that is meant: a view. Positions are columns here, where those of an edit are each row's own.
+fn chosen(model: &Model, (site, positions, heads): &Place, value: &Tensor) -> Tensor {
+    let (sites, mut chosen) = (model.sites(), value.shallow_clone());
+    for (dimension, range) in [(sites.position_dimension(*site), positions), (sites.head_dimension(*site), heads)] {
+        if let Some(range) = range {
+            chosen = chosen.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
+        }
+    }
+    chosen
+}
+
 /// The metric of a whole run of `base` with a value of `source` put in.
-fn naive(model: &Model, base: &Input, source: &Input, (site, positions, heads): &Place, metric: &Metric) -> f64 {
+fn naive(model: &Model, base: &Input, source: &Input, place: &Place, metric: &Metric) -> f64 {
+    let site = &place.0;
     let value = |input: &Input| partial_forward(model, &[site], input).unwrap().get(site).unwrap().copy();
     let (new, old) = (value(source), value(base));
-    let sites = model.sites();
-    // Positions are columns here, where those of an edit are each row's own.
-    let chosen = |tensor: &Tensor| {
-        let mut chosen = tensor.shallow_clone();
-        for (dimension, range) in [(sites.position_dimension(*site), positions), (sites.head_dimension(*site), heads)] {
-            if let Some(range) = range {
-                chosen = chosen.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
-            }
-        }
-        chosen
-    };
-    chosen(&old).copy_(&chosen(&new));
+    chosen(model, place, &old).copy_(&chosen(model, place, &new));
     let edit = Edit::replace(&old);
     let run = Run::new(model, &["logits"]).unwrap().edit(site, edit).unwrap();
     let logits = run.run(base.clone().logits_at(LogitsAt::All)).unwrap();

@@ -12,20 +12,11 @@ fn run<'a>(model: &'a Model, name: Site, edits: &Edits) -> Run<'a> {
 }
 
 /// The metric of a whole edited run of `base` with the edited value of `source` put in.
-fn by_hand(model: &Model, [base, source]: [&Input; 2], (site, positions, heads): &Place, edits: &Edits) -> f64 {
+fn by_hand(model: &Model, [base, source]: [&Input; 2], place: &Place, edits: &Edits) -> f64 {
+    let site = &place.0;
     let value = |input: &Input| run(model, *site, edits).run(input).unwrap().get(site).unwrap().copy();
     let (new, old) = (value(source), value(base));
-    let sites = model.sites();
-    let chosen = |tensor: &Tensor| {
-        let mut chosen = tensor.shallow_clone();
-        for (dimension, range) in [(sites.position_dimension(*site), positions), (sites.head_dimension(*site), heads)] {
-            if let Some(range) = range {
-                chosen = chosen.narrow(dimension.unwrap() as i64, range.start, range.end - range.start);
-            }
-        }
-        chosen
-    };
-    chosen(&old).copy_(&chosen(&new));
+    chosen(model, place, &old).copy_(&chosen(model, place, &new));
     let patched = run(model, Site::LOGITS, edits).edit(site, Edit::replace(&old)).unwrap();
     let logits = patched.run(base.clone()).unwrap();
     mean(&difference(), logits.get(Site::LOGITS).unwrap(), base)
