@@ -211,8 +211,9 @@ mod tests {
             ("{% generation %}\n{% set x = 1 %}z{% endgeneration %}{{ x }}", "z"),
             ("{% for k, v in {'b': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "b1a2"),
             (
-                "{{ tools is none }}{{ custom is defined }}{{ messages is iterable }}{{ messages[0] is mapping }}",
-                "TrueFalseTrueTrue",
+                "{{ tools is none }}{{ custom is defined }}{{ messages is iterable }}{{ messages[0] is mapping }}\
+                 {{ tools is iterable }}{{ 'a' is iterable }}{{ 1 is iterable }}",
+                "TrueFalseTrueTrueFalseTrueFalse",
             ),
             ("{{ messages[0].get('name', 'nobody') }}", "nobody"),
             ("{{ (messages | selectattr('role', 'equalto', 'user') | list | length) }}", "1"),

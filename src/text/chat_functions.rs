@@ -16,6 +16,8 @@ pub(super) fn environment() -> Result<Environment<'static>, Error> {
     environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_unknown_method_callback(method);
+    // Templates ask this of what may be none, which Python does not iterate over.
+    environment.add_test("iterable", |value: &Value| !value.is_none() && value.try_iter().is_ok());
     environment.add_filter("tojson", |value: Value, arguments: Kwargs| {
         let text = Style::from_arguments(&arguments)?.write(&value)?;
         arguments.assert_all_used()?;

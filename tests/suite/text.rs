@@ -1,54 +1,64 @@
 //! Chats as Hugging Face's `apply_chat_template` renders them, and ids as others give them (`tests/golden/text`).
 
+use std::time::{Duration, SystemTime};
+
 use serde_json::Value;
 use transformer_utils::text::{
     ChatOptions, ChatTemplate, EmbeddedTokenizer, Message, SpecialTokens, TokenType, Tokenizer,
 };
 
-fn chats() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/text/chats.json");
+fn golden(file: &str) -> Value {
+    let path = format!("{}/tests/golden/text/{file}", env!("CARGO_MANIFEST_DIR"));
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
 fn messages(chat: &Value) -> Vec<Message> {
     let text = |value: &Value| value.as_str().unwrap().to_owned();
-    chat.as_array().unwrap().iter().map(|pair| Message::new(text(&pair[0]), text(&pair[1]))).collect()
+    let message = |turn: &Value| {
+        let mut message = Message::new(text(&turn[0]), text(&turn[1]));
+        message.more.extend(turn[2].as_object().cloned().into_iter().flatten());
+        message
+    };
+    chat.as_array().unwrap().iter().map(message).collect()
 }
 
-#[test]
-fn chats_are_rendered_as_hugging_face_renders_them() {
-    let chats = chats();
+/// Renders every case of a file as the file says; counts the texts and the refusals.
+fn assert_chats(chats: &Value) -> (usize, usize) {
     let special = SpecialTokens { bos: Some((1, "<s>".into())), eos: Some((2, "</s>".into())), ..Default::default() };
-    let (mut rendered, mut refused) = (0, 0);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_721_995_200);
+    let (mut rendered, mut refused, mut wrong) = (0, 0, Vec::new());
     for case in chats["cases"].as_array().unwrap() {
         let name = case["template"].as_str().unwrap();
         let source = chats["templates"][name].as_str().unwrap();
         let template = ChatTemplate::new(name, source).unwrap().with_special_tokens(&special);
         let options = ChatOptions::default()
             .add_generation_prompt(case["add_generation_prompt"].as_bool().unwrap())
-            .values(case["values"].as_object().unwrap().clone());
+            .values(case["values"].as_object().unwrap().clone())
+            .now(now);
         let chat = messages(&chats["chats"][case["chat"].as_str().unwrap()]);
         let found = template.render_with(&chat, &options);
-        let what = format!("{name}, {}, {}", case["chat"], case["add_generation_prompt"]);
-        match case["rendered"].as_str() {
-            Some(expected) => {
-                assert_eq!(found.unwrap(), expected, "{what}");
-                rendered += 1;
-            }
-            None => {
-                let error = found.unwrap_err().to_string();
-                assert!(error.ends_with(case["refused"].as_str().unwrap()), "{what}: {error}");
-                refused += 1;
-            }
+        let what = format!("{name}, {}, {}", case["chat"], case["values"]);
+        match (case["rendered"].as_str(), found.map_err(|error| error.to_string())) {
+            (Some(expected), Ok(found)) if found == expected => rendered += 1,
+            (None, Err(error)) if error.ends_with(case["refused"].as_str().unwrap()) => refused += 1,
+            (_, found) => wrong.push(format!("{what}: {found:?}, not {case}")),
         }
     }
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    (rendered, refused)
+}
+
+#[test]
+fn chats_are_rendered_as_hugging_face_renders_them() {
+    let (rendered, refused) = assert_chats(&golden("chats.json"));
     assert!(rendered > 90 && refused > 5, "{rendered} rendered, {refused} refused");
 }
 
-/// Lines of many scripts, code and emoji, vocabularies, and ids (`tests/golden/text/tokens.py`).
-fn tokens() -> Value {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/text/tokens.json");
-    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+/// The templates of thirteen models as they were published (`tests/golden/text/published.py`).
+#[test]
+fn published_templates_are_rendered_as_hugging_face_renders_them() {
+    let (rendered, refused) = assert_chats(&golden("published.json"));
+    assert!(rendered > 130 && refused > 2, "{rendered} rendered, {refused} refused");
 }
 
 fn texts(list: &Value) -> Vec<String> {
@@ -79,9 +89,10 @@ fn assert_ids(name: &str, tokenizer: &Tokenizer, lines: &[String], ids: &Value) 
     }
 }
 
+/// Lines of many scripts, code and emoji, vocabularies, and the ids (`tests/golden/text/tokens.py`).
 #[test]
 fn ids_of_many_scripts_code_and_emoji_are_those_of_others() {
-    let tokens = tokens();
+    let tokens = golden("tokens.json");
     let all = texts(&tokens["lines"]);
     assert!(all.len() >= 300);
     for (name, case) in tokens["cases"].as_object().unwrap() {
