@@ -25,10 +25,10 @@ pub enum Error {
     /// The tokenizer's keys in a GGUF file are not what they should be.
     #[error(transparent)]
     Gguf(#[from] lowmem::gguf::GgufError),
-    /// A folder without a tokenizer.
-    #[error("{folder}: no tokenizer there; looked for tokenizer.json, or vocab.json and merges.txt")]
+    /// A folder, or a GGUF file, without a tokenizer.
+    #[error("{folder}: no tokenizer there; looked for tokenizer.json, for vocab.json and merges.txt, or for tokenizer.ggml.model in a GGUF file")]
     NoTokenizer {
-        /// The folder.
+        /// The folder or file.
         folder: PathBuf,
     },
     /// An embedded vocabulary of a kind that is not known.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, fmt, path::Path, sync::Arc};
 
 use lens::token_text_from_bytes;
-use lowmem::Checkpoint;
+use lowmem::{Checkpoint, gguf::GgufHeader};
 
 use super::{
     chat::{ChatTemplate, Message},
@@ -59,7 +59,7 @@ impl fmt::Debug for Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads the tokenizer of a folder, or the `tokenizer.json` of this path and what lies beside it.
+    /// Reads the tokenizer of a folder, the `tokenizer.json` of this path and what lies beside it, or the one inside a `.gguf` file.
     ///
     /// `tokenizer.json` says how to tokenize; where it is missing, GPT-2's `vocab.json` and `merges.txt` do.
     /// `tokenizer_config.json` and `special_tokens_map.json` add the special tokens and whether they stand around every text;
@@ -67,9 +67,14 @@ impl Tokenizer {
     ///
     /// # Errors
     ///
-    /// [`Error::NoTokenizer`]; [`Error::Io`] and [`Error::File`] name the file at fault.
+    /// [`Error::NoTokenizer`]; [`Error::Io`], [`Error::File`] and [`Error::Gguf`] name the file at fault. Those of
+    /// [`Tokenizer::embedded`].
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
+        if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("gguf")) && !path.is_dir() {
+            let embedded = EmbeddedTokenizer::of_gguf(&GgufHeader::read(path)?.metadata)?;
+            return Self::embedded(embedded.ok_or_else(|| Error::NoTokenizer { folder: path.to_owned() })?);
+        }
         let found = if path.is_dir() { folder::open(path)? } else { Some(folder::open_file(path)?) };
         found.map(Self::new).ok_or_else(|| Error::NoTokenizer { folder: path.to_owned() })
     }

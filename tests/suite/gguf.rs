@@ -135,7 +135,7 @@ fn what_training_changed_is_not_read_from_the_file() {
 }
 
 /// A little-endian GGUF file of these keys and values and one tensor, the token embedding.
-fn gguf_with(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
+pub(crate) fn gguf_with(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     let text = |text: &str| [(text.len() as u64).to_le_bytes().to_vec(), text.as_bytes().to_vec()].concat();
     let mut bytes = b"GGUF".to_vec();
     bytes.extend(3_u32.to_le_bytes());
@@ -156,18 +156,25 @@ fn gguf_with(entries: &[(&str, Vec<u8>)]) -> Vec<u8> {
     bytes
 }
 
-fn string(value: &str) -> Vec<u8> {
+pub(crate) fn string(value: &str) -> Vec<u8> {
     [8_u32.to_le_bytes().to_vec(), (value.len() as u64).to_le_bytes().to_vec(), value.as_bytes().to_vec()].concat()
 }
 
-fn number(value: u32) -> Vec<u8> {
+pub(crate) fn number(value: u32) -> Vec<u8> {
     [4_u32.to_le_bytes(), value.to_le_bytes()].concat()
 }
 
-fn numbers(values: &[u32]) -> Vec<u8> {
+pub(crate) fn numbers(values: &[u32]) -> Vec<u8> {
     let mut bytes = [9_u32.to_le_bytes(), 4_u32.to_le_bytes()].concat();
     bytes.extend((values.len() as u64).to_le_bytes());
     values.iter().for_each(|value| bytes.extend(value.to_le_bytes()));
+    bytes
+}
+
+pub(crate) fn strings(values: &[String]) -> Vec<u8> {
+    let mut bytes = [9_u32.to_le_bytes(), 8_u32.to_le_bytes()].concat();
+    bytes.extend((values.len() as u64).to_le_bytes());
+    values.iter().for_each(|value| bytes.extend(&string(value)[4..]));
     bytes
 }
 

@@ -1,8 +1,8 @@
 //! The GGUF format: headers without the weights, and what its formats of numbers mean.
 //!
 //! [`GgufHeader::read`] parses one file's header and checks it against the file's size, [`read_split`] those of a model in
-//! several files; neither reads a weight. [`dequantise`] and its variants turn a tensor's bytes into numbers: f32, or f32
-//! rounded once to bf16 or f16. This module knows neither models nor tensors of libtorch.
+//! several files; neither reads a weight. [`dequantise`] turns a tensor's bytes into numbers. This module knows neither models nor
+//! tensors of libtorch.
 //!
 //! Format: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. What the block formats mean is what `quants.py` of the
 //! Python package `gguf` computes; the values here are equal bit for bit.
@@ -24,7 +24,7 @@ mod product_avx512;
 mod split;
 mod value;
 
-pub use dequantise::{Target, dequantise, dequantise_bf16, dequantise_f16, dequantise_parallel};
+pub use dequantise::dequantise;
 pub use error::GgufError;
 pub use format::Format;
 pub use header::{GgufHeader, GgufTensor};

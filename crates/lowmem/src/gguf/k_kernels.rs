@@ -2,10 +2,7 @@
 //!
 //! As in [`super::block_kernels`], the order of operations is that of gguf-py's `quants.py`.
 
-use super::{
-    block_kernels::IQ4_VALUES,
-    numbers::{Number, f16_to_f32},
-};
+use super::{block_kernels::IQ4_VALUES, numbers::f16_to_f32};
 
 #[inline(always)]
 fn scale(bytes: &[u8; 2]) -> f32 {
@@ -39,7 +36,7 @@ pub(super) fn scales_and_minimums(packed: &[u8; 12]) -> ([u8; 8], [u8; 8]) {
 }
 
 #[inline(always)]
-pub(super) fn q2_k<N: Number>(block: &[u8; 84], out: &mut [N::Stored; 256]) {
+pub(super) fn q2_k(block: &[u8; 84], out: &mut [f32; 256]) {
     let (scales, rest) = cut::<16>(block);
     let (values, rest) = cut::<64>(rest);
     let (d, rest) = cut::<2>(rest);
@@ -49,13 +46,13 @@ pub(super) fn q2_k<N: Number>(block: &[u8; 84], out: &mut [N::Stored; 256]) {
         // 32 bytes hold 4 times 32 values, two bits of each.
         let (bytes, shift) = (&values[(i / 8) * 32 + (i % 2) * 16..][..16], (i / 2 % 4) * 2);
         for (out, byte) in out.iter_mut().zip(bytes) {
-            *out = N::of(d * i32::from((byte >> shift) & 3) as f32 - m);
+            *out = d * i32::from((byte >> shift) & 3) as f32 - m;
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn q3_k<N: Number>(block: &[u8; 110], out: &mut [N::Stored; 256]) {
+pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
     let (third, rest) = cut::<32>(block);
     let (values, rest) = cut::<64>(rest);
     let (packed, rest) = cut::<12>(rest);
@@ -68,13 +65,13 @@ pub(super) fn q3_k<N: Number>(block: &[u8; 110], out: &mut [N::Stored; 256]) {
         // A third bit that is not set means 4 less.
         for ((out, byte), third) in out.iter_mut().zip(bytes).zip(&third[(i % 2) * 16..][..16]) {
             let value = i32::from((byte >> shift) & 3 | ((third >> (i / 2)) & 1) << 2) - 4;
-            *out = N::of(d * value as f32);
+            *out = d * value as f32;
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn q4_k<N: Number>(block: &[u8; 144], out: &mut [N::Stored; 256]) {
+pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, rest) = cut::<2>(block);
     let (minimum, rest) = cut::<2>(rest);
     let (packed, rest) = cut::<12>(rest);
@@ -85,13 +82,13 @@ pub(super) fn q4_k<N: Number>(block: &[u8; 144], out: &mut [N::Stored; 256]) {
         let (d, m) = (d * f32::from(scales[i]), minimum * f32::from(minimums[i]));
         let (bytes, shift) = (&values[i / 2 * 32..][..32], i % 2 * 4);
         for (out, byte) in out.iter_mut().zip(bytes) {
-            *out = N::of(d * i32::from((byte >> shift) & 15) as f32 - m);
+            *out = d * i32::from((byte >> shift) & 15) as f32 - m;
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn q5_k<N: Number>(block: &[u8; 176], out: &mut [N::Stored; 256]) {
+pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     let (d, rest) = cut::<2>(block);
     let (minimum, rest) = cut::<2>(rest);
     let (packed, rest) = cut::<12>(rest);
@@ -104,13 +101,13 @@ pub(super) fn q5_k<N: Number>(block: &[u8; 176], out: &mut [N::Stored; 256]) {
         let (bytes, shift) = (&values[i / 2 * 32..][..32], i % 2 * 4);
         for ((out, byte), fifth) in out.iter_mut().zip(bytes).zip(fifth) {
             let value = (byte >> shift) & 15 | ((fifth >> i) & 1) << 4;
-            *out = N::of(d * i32::from(value) as f32 - m);
+            *out = d * i32::from(value) as f32 - m;
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn q6_k<N: Number>(block: &[u8; 210], out: &mut [N::Stored; 256]) {
+pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let (low, rest) = cut::<128>(block);
     let (high, rest) = cut::<64>(rest);
     let (scales, rest) = cut::<16>(rest);
@@ -123,13 +120,13 @@ pub(super) fn q6_k<N: Number>(block: &[u8; 210], out: &mut [N::Stored; 256]) {
         let (high, high_shift) = (&high[half * 32 + i % 2 * 16..][..16], i / 2 % 4 * 2);
         for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
             let value = (low >> low_shift) & 15 | ((high >> high_shift) & 3) << 4;
-            *out = N::of(d * (i32::from(value) - 32) as f32);
+            *out = d * (i32::from(value) - 32) as f32;
         }
     }
 }
 
 #[inline(always)]
-pub(super) fn iq4_xs<N: Number>(block: &[u8; 136], out: &mut [N::Stored; 256]) {
+pub(super) fn iq4_xs(block: &[u8; 136], out: &mut [f32; 256]) {
     let (d, rest) = cut::<2>(block);
     let (high, rest) = cut::<2>(rest);
     let (low, rest) = cut::<4>(rest);
@@ -140,8 +137,8 @@ pub(super) fn iq4_xs<N: Number>(block: &[u8; 136], out: &mut [N::Stored; 256]) {
         let d = d * (i32::from(six) - 32) as f32;
         let ([first, second], _) = out.as_chunks_mut::<16>() else { return };
         for ((first, second), &byte) in first.iter_mut().zip(second).zip(bytes) {
-            *first = N::of(d * f32::from(IQ4_VALUES[usize::from(byte & 15)]));
-            *second = N::of(d * f32::from(IQ4_VALUES[usize::from(byte >> 4)]));
+            *first = d * f32::from(IQ4_VALUES[usize::from(byte & 15)]);
+            *second = d * f32::from(IQ4_VALUES[usize::from(byte >> 4)]);
         }
     }
 }

@@ -41,44 +41,31 @@ pub(crate) fn f32_to_bf16(value: f32) -> u16 {
     (if bits & 0x7fff_ffff > 0x7f80_0000 { nan } else { rounded }) as u16
 }
 
-/// A kind of number to write.
-pub(super) trait Number {
-    /// What it is stored as.
-    type Stored: Send;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-    fn of(value: f32) -> Self::Stored;
-}
-
-/// f32 as it is.
-pub(super) struct Single;
-/// The bits of a bf16.
-pub(super) struct Brain;
-/// The bits of an f16.
-pub(super) struct Half;
-
-impl Number for Single {
-    type Stored = f32;
-
-    #[inline(always)]
-    fn of(value: f32) -> f32 {
-        value
-    }
-}
-
-impl Number for Brain {
-    type Stored = u16;
-
-    #[inline(always)]
-    fn of(value: f32) -> u16 {
-        f32_to_bf16(value)
-    }
-}
-
-impl Number for Half {
-    type Stored = u16;
-
-    #[inline(always)]
-    fn of(value: f32) -> u16 {
-        f32_to_f16(value)
+    #[test]
+    fn every_f16_and_every_border_between_two() {
+        let all: Vec<f32> = (0..=u16::MAX).map(f16_to_f32).collect();
+        for (bits, &value) in (0..=u16::MAX).zip(&all) {
+            let expected = half::f16::from_bits(bits).to_f32();
+            assert!(
+                value.to_bits() == expected.to_bits() || value.is_nan() && expected.is_nan(),
+                "{bits:#x}: {value:e}"
+            );
+        }
+        // Half-way between neighbours, and the f32 on either side of that.
+        let middles = all.windows(2).filter(|pair| pair[0].is_finite() && pair[1].is_finite());
+        let values = middles
+            .map(|pair| (pair[0] + pair[1]) / 2.0)
+            .chain([65_519.996, 65_520.0, 65_535.996, 65_536.0, f32::MAX, f32::MIN_POSITIVE, 1e-45])
+            .flat_map(|value| [value.next_down(), value, value.next_up(), -value]);
+        for value in values {
+            assert_eq!(f32_to_f16(value), half::f16::from_f32(value).to_bits(), "{value:e}");
+            assert_eq!(f32_to_bf16(value), half::bf16::from_f32(value).to_bits(), "{value:e}");
+        }
+        let not_a_number = (f16_to_f32(f32_to_f16(f32::NAN)), bf16_to_f32(f32_to_bf16(f32::NAN)));
+        assert!(not_a_number.0.is_nan() && not_a_number.1.is_nan());
     }
 }

@@ -11,7 +11,6 @@ use super::{
     Format, GgufError, block_kernels as blocks,
     groups::{self, Group},
     k_kernels as k_blocks,
-    numbers::Single,
 };
 
 /// Partial sums of a row that are kept side by side: one vector of the widest instructions.
@@ -87,16 +86,16 @@ fn everywhere(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
         Format::IQ4_NL => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::iq4_nl),
         Format::MXFP4 => grouped::<_, 1, _, _>(bytes, vector, out, groups::no_scales, groups::mxfp4),
         Format::IQ4_XS => grouped::<_, 8, _, _>(bytes, vector, out, groups::iq4_xs_scales, groups::iq4_xs),
-        Format::F32 => made(bytes, vector, out, blocks::f32::<Single>),
-        Format::F16 => made(bytes, vector, out, blocks::f16::<Single>),
-        Format::BF16 => made(bytes, vector, out, blocks::bf16::<Single>),
-        Format::F64 => made(bytes, vector, out, blocks::f64::<Single>),
-        Format::I8 => made(bytes, vector, out, blocks::i8::<Single>),
-        Format::I16 => made(bytes, vector, out, blocks::i16::<Single>),
-        Format::I32 => made(bytes, vector, out, blocks::i32::<Single>),
-        Format::I64 => made(bytes, vector, out, blocks::i64::<Single>),
-        Format::Q2_K => made(bytes, vector, out, k_blocks::q2_k::<Single>),
-        Format::Q3_K => made(bytes, vector, out, k_blocks::q3_k::<Single>),
+        Format::F32 => made(bytes, vector, out, blocks::f32),
+        Format::F16 => made(bytes, vector, out, blocks::f16),
+        Format::BF16 => made(bytes, vector, out, blocks::bf16),
+        Format::F64 => made(bytes, vector, out, blocks::f64),
+        Format::I8 => made(bytes, vector, out, blocks::i8),
+        Format::I16 => made(bytes, vector, out, blocks::i16),
+        Format::I32 => made(bytes, vector, out, blocks::i32),
+        Format::I64 => made(bytes, vector, out, blocks::i64),
+        Format::Q2_K => made(bytes, vector, out, k_blocks::q2_k),
+        Format::Q3_K => made(bytes, vector, out, k_blocks::q3_k),
     }
 }
 
