@@ -26,7 +26,9 @@ pub enum Error {
     #[error(transparent)]
     Gguf(#[from] lowmem::gguf::GgufError),
     /// A folder, or a GGUF file, without a tokenizer.
-    #[error("{folder}: no tokenizer there; looked for tokenizer.json, for vocab.json and merges.txt, or for tokenizer.ggml.model in a GGUF file")]
+    #[error(
+        "{folder}: no tokenizer there; looked for tokenizer.json, for vocab.json and merges.txt, or for tokenizer.ggml.model in a GGUF file"
+    )]
     NoTokenizer {
         /// The folder or file.
         folder: PathBuf,

@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod ahead;
 mod bin_file;
 mod cache;
 mod checkpoint;

@@ -12,6 +12,7 @@ use super::{
     groups::{self, Group},
     k_kernels as k_blocks,
 };
+use crate::ahead::{ahead, ask_for};
 
 /// Partial sums of a row that are kept side by side: one vector of the widest instructions.
 pub(super) const LANES: usize = 16;
@@ -111,9 +112,11 @@ fn grouped<const BYTES: usize, const GROUPS: usize, const SIZE: usize, Scales>(
 ) {
     let (factors, sums) = groups_of::<SIZE>(vector);
     let (factors, sums) = (factors.as_chunks::<GROUPS>().0, sums.as_chunks::<GROUPS>().0);
-    for (row, out) in bytes.as_chunks::<BYTES>().0.chunks_exact(factors.len().max(1)).zip(out) {
+    let (blocks, mut ahead) = ahead::<BYTES>(bytes);
+    for (row, out) in blocks.chunks_exact(factors.len().max(1)).zip(out) {
         let (mut lanes, mut offset) = ([0.0_f32; LANES], 0.0_f32);
         for ((block, factors), sums) in row.iter().zip(factors).zip(sums) {
+            ask_for(ahead.next().map(<[u8; BYTES]>::as_slice));
             let scales = scales(block);
             for i in 0..GROUPS {
                 let (group, factors) = (group(block, &scales, i), &factors[i]);

@@ -12,6 +12,7 @@ use super::{
     groups::{self, cut},
     product::{LANES, added_up, both_added_up, groups_of, multiplied},
 };
+use crate::ahead::{ahead, ask_for};
 
 /// Whether there is a kernel for this format, which then has filled `out`.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -151,9 +152,11 @@ fn of_blocks<const BYTES: usize, const OFFSET: bool>(
     numbers: impl Fn(&[u8; BYTES]) -> [__m512; 2],
 ) {
     let (factors, sums) = groups_of::<32>(vector);
-    for (row, out) in bytes.as_chunks::<BYTES>().0.chunks_exact(factors.len().max(1)).zip(out) {
+    let (blocks, mut ahead) = ahead::<BYTES>(bytes);
+    for (row, out) in blocks.chunks_exact(factors.len().max(1)).zip(out) {
         let (mut lanes, mut offsets) = (_mm512_setzero_ps(), _mm_setzero_ps());
         for ((block, factors), sum) in row.iter().zip(factors).zip(&sums) {
+            ask_for(ahead.next().map(|block| block.as_slice()));
             // The scale, the offset, and two numbers that nobody looks at.
             let scales = _mm_cvtph_ps(_mm_cvtsi32_si128(i32::from_le_bytes(*cut(block))));
             lanes = _mm512_fmadd_ps(_mm512_broadcastss_ps(scales), products(numbers(block), factors), lanes);
@@ -178,9 +181,11 @@ fn of_groups<const BYTES: usize, const GROUPS: usize, const OFFSET: bool>(
 ) {
     let (factors, sums) = groups_of::<32>(vector);
     let (factors, sums) = (factors.as_chunks::<GROUPS>().0, sums.as_chunks::<GROUPS>().0);
-    for (row, out) in bytes.as_chunks::<BYTES>().0.chunks_exact(factors.len().max(1)).zip(out) {
+    let (blocks, mut ahead) = ahead::<BYTES>(bytes);
+    for (row, out) in blocks.chunks_exact(factors.len().max(1)).zip(out) {
         let (mut lanes, mut added) = (_mm512_setzero_ps(), 0.0_f32);
         for ((block, factors), sums) in row.iter().zip(factors).zip(sums) {
+            ask_for(ahead.next().map(|block| block.as_slice()));
             let scales = scales(block);
             for i in 0..GROUPS {
                 let (scale, offset) = scales[i];
@@ -199,9 +204,11 @@ fn of_groups<const BYTES: usize, const GROUPS: usize, const OFFSET: bool>(
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 fn q6_k(bytes: &[u8], vector: &[f32], out: &mut [f32]) {
     let factors = vector.as_chunks::<16>().0.as_chunks::<16>().0;
-    for (row, out) in bytes.as_chunks::<210>().0.chunks_exact(factors.len().max(1)).zip(out) {
+    let (blocks, mut ahead) = ahead::<210>(bytes);
+    for (row, out) in blocks.chunks_exact(factors.len().max(1)).zip(out) {
         let mut lanes = _mm512_setzero_ps();
         for (block, factors) in row.iter().zip(factors) {
+            ask_for(ahead.next().map(|block| block.as_slice()));
             let d = groups::q6_k_scales(block);
             for i in 0..16 {
                 let (part, quarter, side) = (i / 8, i / 2 % 4, i % 2);
@@ -237,10 +244,13 @@ fn of_numbers<const BYTES: usize, const WIDE: usize>(
     number: impl Fn(&[u8; BYTES]) -> f32,
 ) {
     let (factors, rest) = vector.as_chunks::<{ 2 * LANES }>();
+    let (_, mut ahead) = ahead::<WIDE>(bytes);
     for (row, out) in bytes.chunks_exact((vector.len() * BYTES).max(1)).zip(out) {
         let mut sums = [_mm512_setzero_ps(); 2];
         let (numbers, tail) = row.split_at(factors.len() * 2 * WIDE);
         for (numbers, factors) in numbers.as_chunks::<WIDE>().0.as_chunks::<2>().0.iter().zip(factors) {
+            ask_for(ahead.next().map(|block| block.as_slice()));
+            ask_for(ahead.next().map(|block| block.as_slice()));
             let factors: [__m512; 2] = cast(*factors);
             sums[0] = _mm512_fmadd_ps(wide(&numbers[0]), factors[0], sums[0]);
             sums[1] = _mm512_fmadd_ps(wide(&numbers[1]), factors[1], sums[1]);
