@@ -14,17 +14,14 @@ use clap::Parser;
 use common::{
     edits::EditFlags,
     input::{ChatFlags, InputFlags, Positions},
+    lens_choice::LensChoice,
     model::ModelFlags,
     pictures::{Format, numbered, outputs, text_pages, write_pages},
 };
-use transformer_utils::{
-    jacobian_lens,
-    lens::{
-        Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
-        picture::{self, Style},
-        terminal,
-    },
-    tuned_lens,
+use transformer_utils::lens::{
+    Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
+    picture::{self, Style},
+    terminal,
 };
 
 /// Look through the logit lens: decode every layer's residual stream as if it were the model's output.
@@ -139,27 +136,6 @@ fn measure(name: &str) -> Result<Measure, String> {
     Measure::from_str(name).map_err(|error| error.to_string())
 }
 
-/// The value of `--lens`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum LensChoice {
-    Logit,
-    Tuned(PathBuf),
-    Jacobian(PathBuf),
-}
-
-impl FromStr for LensChoice {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            None if text == "logit" => Ok(Self::Logit),
-            Some(("tuned", folder)) if !folder.is_empty() => Ok(Self::Tuned(folder.into())),
-            Some(("jacobian", file)) if !file.is_empty() => Ok(Self::Jacobian(file.into())),
-            _ => Err("expected logit, tuned:DIR or jacobian:FILE".into()),
-        }
-    }
-}
-
 fn main() -> ExitCode {
     common::main(run)
 }
@@ -227,18 +203,10 @@ fn look(flags: &Flags, outputs: &[(PathBuf, Format)]) -> Result<Vec<Table>> {
         Ok(Prompt { ids: ids.clone(), positions })
     };
     let prompts = rows.ids.iter().map(prompt).collect::<Result<Vec<_>>>()?;
-    let (mut tuned, mut jacobian) = (None, None);
-    match &flags.lens {
-        LensChoice::Logit => {}
-        LensChoice::Tuned(folder) => tuned = Some(tuned_lens::open(folder)?),
-        LensChoice::Jacobian(file) => jacobian = Some(jacobian_lens::open(file)?),
-    }
+    let fitted = flags.lens.open()?;
     let mut lens = Lens::new(&opened.model, options)?;
-    if let Some(tuned) = &tuned {
-        lens = lens.tuned(tuned)?;
-    }
-    if let Some(jacobian) = &jacobian {
-        lens = lens.jacobian(jacobian)?;
+    if let Some(fitted) = &fitted {
+        lens = lens.fitted(fitted)?;
     }
     for (site, edit) in edits {
         lens = lens.edit(site, edit)?;

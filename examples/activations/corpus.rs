@@ -19,6 +19,7 @@ use transformer_utils::{
 use crate::common::{
     edits::EditFlags,
     input::Positions,
+    lens_choice::LensChoice,
     model::{ModelFlags, Opened, Placement},
     output, print, progress, system,
 };
@@ -97,6 +98,11 @@ pub struct CorpusFlags {
     #[arg(long, value_enum)]
     format: Option<Format>,
 
+    /// With --format lens, what stands between a stream and the final norm: logit (nothing); tuned:DIR, made by tune_lens or published
+    /// by the tuned-lens project; or jacobian:FILE, made by jacobian_lens or for TransformerLens.
+    #[arg(long, value_name = "logit|tuned:DIR|jacobian:FILE")]
+    lens: Option<LensChoice>,
+
     /// With --format aggregates: the covariance of features, too.
     #[arg(long)]
     covariance: bool,
@@ -134,6 +140,7 @@ impl CorpusFlags {
             ("--id-column", self.id_column.is_some()),
             ("--shuffle", self.shuffle.is_some()),
             ("--format", self.format.is_some()),
+            ("--lens", self.lens.is_some()),
             ("--covariance", self.covariance),
             ("--top", self.top.is_some()),
         ];
@@ -179,14 +186,32 @@ impl CorpusFlags {
         self.format == Some(Format::Lens)
     }
 
-    fn sink<'a>(&self, out: &Path, model: &'a Model) -> Result<Box<dyn Sink + 'a>> {
+    /// The lens over the corpus, if that is wanted.
+    fn lens<'a>(&self, out: &Path, model: &'a Model) -> Result<Option<LensStatistics<'a>>> {
+        if !self.is_lens() {
+            return Ok(None);
+        }
+        let lens = LensStatistics::create(out, model)?;
+        Ok(Some(match self.lens.as_ref().map(LensChoice::open).transpose()?.flatten() {
+            Some(fitted) => lens.fitted(fitted)?,
+            None => lens,
+        }))
+    }
+
+    /// Refuses flags that the format makes nothing of.
+    fn check_format(&self) -> Result<()> {
         let aggregates = self.format == Some(Format::Aggregates);
+        ensure!(self.is_lens() || self.lens.is_none(), "--lens is for --format lens");
         ensure!(aggregates || !self.covariance, "--covariance is for --format aggregates");
         ensure!(aggregates || self.top.is_none(), "--top is for --format aggregates");
         let has_rows = !aggregates && !self.is_lens();
         ensure!(has_rows || self.shuffle.is_none(), "--shuffle orders rows; --format aggregates and lens have none");
+        Ok(())
+    }
+
+    /// Where everything else goes.
+    fn sink(&self, out: &Path) -> Result<Box<dyn Sink>> {
         Ok(match self.format {
-            Some(Format::Lens) => Box::new(LensStatistics::create(out, model)?),
             Some(Format::Aggregates) => {
                 Box::new(Aggregates::create(out)?.covariance(self.covariance).top(self.top.unwrap_or(0)))
             }
@@ -272,6 +297,7 @@ impl fmt::Display for Report {
 impl Work<'_> {
     /// Does what is not done yet.
     pub fn run(&self, flags: &ModelFlags) -> Result<Report> {
+        self.flags.check_format()?;
         let mut opened = flags.open()?;
         let (placement, load_ms) = (opened.placement(), opened.load_ms);
         if let Some(tokenizer) = Tokenizer::of(&opened.checkpoint)? {
@@ -280,10 +306,8 @@ impl Work<'_> {
         let Opened { model, name, .. } = opened;
         let model = model.with_name(name);
         // Names are refused before a corpus is looked at.
-        let names = match self.flags.format {
-            Some(Format::Lens) => LensStatistics::names(&model, self.names)?,
-            _ => self.names.to_vec(),
-        };
+        let lens = self.flags.lens(self.out, &model)?;
+        let names = lens.as_ref().map_or_else(|| Ok(self.names.to_vec()), |lens| lens.names(self.names))?;
         let mut job = Job::new(&model, self.flags.open(self.texts, &flags.hub_options())?).names(&names)?;
         job = match self.flags.format {
             // Decoded where the unembedding is.
@@ -293,7 +317,10 @@ impl Work<'_> {
             Some(Format::Parquet) => job.store(self.store.unwrap_or(Dtype::F32)),
             _ => job.store(self.store.unwrap_or(Dtype::Bf16)),
         };
-        let mut sink = self.flags.sink(self.out, &model)?;
+        let mut sink = match lens {
+            Some(lens) => Box::new(lens),
+            None => self.flags.sink(self.out)?,
+        };
         job = job.piece(self.flags.shard.unwrap_or_default());
         for edit in self.edits.all() {
             let read = edit.read().with_context(|| format!("reading the edit {edit}"))?;

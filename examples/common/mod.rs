@@ -4,6 +4,7 @@
 
 pub mod edits;
 pub mod input;
+pub mod lens_choice;
 pub mod model;
 pub mod output;
 pub mod pictures;

@@ -4,6 +4,9 @@ use serde_json::{Map, Value};
 
 use super::error::{Error, Result};
 
+/// What a `job.json` has beside the fields.
+const FINGERPRINT: &str = "fingerprint";
+
 /// A job as its output knows it: model, corpus, names and options. Outputs of jobs with equal identities are equal byte for byte.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Identity {
@@ -44,14 +47,16 @@ impl Identity {
     /// The text of a `job.json`.
     pub(super) fn to_json(&self) -> String {
         let mut fields = self.fields.clone();
-        fields.insert("fingerprint".into(), self.fingerprint().into());
+        fields.insert(FINGERPRINT.into(), self.fingerprint().into());
         format!("{:#}\n", Value::Object(fields))
     }
 
     /// Refuses the `job.json` of another job, naming what differs.
     pub(super) fn compare(&self, place: &str, found: &Value) -> Result<()> {
-        for (field, value) in &self.fields {
-            let other = found.get(field).unwrap_or(&Value::Null);
+        // A field may be there in one of the two only.
+        let theirs = found.as_object().into_iter().flat_map(Map::keys).filter(|field| *field != FINGERPRINT);
+        for field in self.fields.keys().chain(theirs) {
+            let [value, other] = [self.fields.get(field), found.get(field)].map(|value| value.unwrap_or(&Value::Null));
             if other != value {
                 let place = place.to_owned();
                 let (found, expected) = (shortened(other), shortened(value));

@@ -5,7 +5,7 @@ mod sums;
 
 use std::path::Path;
 
-use lens::{Lens, LensOptions, Readout};
+use lens::{FittedLens, Lens, LensOptions, Readout};
 use models::{Model, Site};
 use tch::Tensor;
 
@@ -17,12 +17,12 @@ use sums::Sums;
 use super::{
     error::{Error, Result},
     folder::Folder,
-    identity::Identity,
+    identity::{Identity, hash},
     output::Output,
     sink::{Batch, Piece, Sink, Unit},
 };
 
-/// The logit lens over a corpus: decodes the residual streams of each batch, keeps sums of each unit, and of all units what follows
+/// The lens over a corpus, logit, tuned or Jacobian: decodes the residual streams of each batch, keeps sums of each unit, and of all units what follows
 /// from them. When the job is whole, the folder has `lens.json` ([`LensSummary`] says what is in it) and, in a build with the
 /// feature `plot`, two charts of it over the layers, `lens-nats.svg` and `lens-parts.svg`.
 ///
@@ -38,9 +38,10 @@ use super::{
 /// # let folder = tempfile::tempdir()?;
 /// # let out = folder.path().join("lens");
 /// let model = Model::load("assets/tiny-gpt2")?;
-/// let names = LensStatistics::names(&model, &["h.1", "h.5"])?; // and h.7, the last
+/// let mut sink = LensStatistics::create(&out, &model)?;
+/// let names = sink.names(&["h.1", "h.5"])?; // and h.7, the last
 /// let corpus = Corpus::from_texts(["Emma was very", "happy with her friend"]);
-/// Job::new(&model, corpus).names(&names)?.store(None).run(&mut LensStatistics::create(&out, &model)?)?;
+/// Job::new(&model, corpus).names(&names)?.store(None).run(&mut sink)?;
 ///
 /// let summary = LensSummary::read(&out)?;
 /// let kl = |layer: usize| summary.layers[layer].kl.unwrap_or(f64::NAN);
@@ -53,6 +54,8 @@ pub struct LensStatistics<'a> {
     model: &'a Model,
     /// From the first batch on: a job with nothing to do needs no unembedding.
     readout: Option<Readout>,
+    /// Until then: what stands between the streams and the final norm.
+    fitted: Option<FittedLens>,
     memory: u64,
     names: Vec<String>,
     /// Which of the names is the last stream's.
@@ -71,7 +74,19 @@ impl<'a> LensStatistics<'a> {
         let folder = Folder::new(path.as_ref(), Output::Lens)?;
         let memory = LensOptions::default().memory;
         let (names, sums) = (Vec::new(), Vec::new());
-        Ok(Self { folder, model, readout: None, memory, names, last: 0, sums })
+        Ok(Self { folder, model, readout: None, fitted: None, memory, names, last: 0, sums })
+    }
+
+    /// Looks through a tuned or a Jacobian lens, as [`Lens::fitted`] does. The job is another one for other maps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Lens`] where it was made for another model.
+    pub fn fitted(mut self, fitted: impl Into<FittedLens>) -> Result<Self> {
+        let fitted = fitted.into();
+        fitted.check(self.model)?;
+        self.fitted = Some(fitted);
+        Ok(self)
     }
 
     /// Bytes that temporary results may take, as [`LensOptions::memory`]; the numbers do not depend on it but for rounding.
@@ -86,10 +101,15 @@ impl<'a> LensStatistics<'a> {
     /// # Errors
     ///
     /// Unknown names; [`Error::Lens`].
-    pub fn names(model: &Model, chosen: &[impl AsRef<str>]) -> Result<Vec<String>> {
+    pub fn names(&self, chosen: &[impl AsRef<str>]) -> Result<Vec<String>> {
+        let model = self.model;
         let mut names: Vec<String> = chosen.iter().map(|name| name.as_ref().to_owned()).collect();
         if names.is_empty() {
-            names.extend(Lens::new(model, LensOptions::default())?.row_names().map(str::to_owned));
+            let mut lens = Lens::new(model, LensOptions::default())?;
+            if let Some(fitted) = &self.fitted {
+                lens = lens.fitted(fitted)?;
+            }
+            names.extend(lens.row_names().map(str::to_owned));
         }
         let last = last_stream(model);
         let mut has_last = false;
@@ -102,10 +122,37 @@ impl<'a> LensStatistics<'a> {
         Ok(names)
     }
 
+    /// What there is to do as this output knows it.
+    fn identity(&self, job: &Identity) -> Result<Identity> {
+        let identity = self.folder.identity(job);
+        let Some(fitted) = &self.fitted else { return Ok(identity) };
+        let mut bytes = Vec::new();
+        for (name, tensor) in fitted.tensors()? {
+            let mut numbers = vec![0.0_f32; tensor.numel()];
+            tensor
+                .f_copy_data(&mut numbers, tensor.numel())
+                .map_err(|source| lens::Error::Torch { at: "reading a lens", source })?;
+            bytes.extend(name.into_bytes());
+            bytes.extend(numbers.into_iter().flat_map(f32::to_le_bytes));
+        }
+        Ok(identity.with(LENS, fitted.name()).with(MAPS, hash(bytes)))
+    }
+
+    fn readout(&mut self) -> Result<Readout> {
+        let readout = Readout::new(self.model)?.memory(self.memory);
+        let Some(fitted) = self.fitted.take() else { return Ok(readout) };
+        let sites = self.names.iter().map(|name| find(self.model, name)).collect::<Result<Vec<_>>>()?;
+        Ok(readout.fitted(self.model, fitted, &sites)?)
+    }
+
     fn fresh(&self) -> Vec<Sums> {
         self.names.iter().map(|_| Sums::default()).collect()
     }
 }
+
+/// Fields of `job.json`, where the lens is not the logit lens: which it is, and a hash of its maps.
+const LENS: &str = "lens";
+const MAPS: &str = "maps";
 
 /// What the final norm reads.
 fn last_stream(model: &Model) -> Site {
@@ -139,7 +186,7 @@ impl Sink for LensStatistics<'_> {
             let problem = format!("the lens needs the last stream, {}, to measure against", last_stream(self.model));
             return refuse("names", problem);
         };
-        self.folder.begin(&self.folder.identity(job), piece)?;
+        self.folder.begin(&self.identity(job)?, piece)?;
         self.names.clone_from(&job.names);
         self.last = last;
         self.sums = self.fresh();
@@ -153,7 +200,7 @@ impl Sink for LensStatistics<'_> {
     fn take(&mut self, batch: Batch) -> Result<()> {
         let readout = match self.readout.take() {
             Some(readout) => readout,
-            None => Readout::new(self.model)?.memory(self.memory),
+            None => self.readout()?,
         };
         let streams: Vec<Tensor> = batch.values().map(|(_, values)| values.shallow_clone()).collect();
         if let Some(last) = streams.get(self.last) {

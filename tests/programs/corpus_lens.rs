@@ -5,8 +5,9 @@ use std::{fs, path::Path};
 use serde_json::{Value, json};
 use transformer_utils::{
     corpus::{Corpus, Job, LensStatistics, LensSummary},
-    lens::Table,
+    lens::{FittedLens, JacobianFit, Table},
     prelude::*,
+    tuned_lens,
 };
 
 use crate::program::{golden, inside, refuse, root, succeed};
@@ -47,18 +48,25 @@ fn from_tables(tables: &[Table], row: usize) -> [f64; 7] {
     [kl / tokens, entropy / tokens, agreed / tokens, log / known, right / known, confidence / known, apart / known]
 }
 
-#[test]
-fn statistics_are_those_of_the_lens_text_by_text() {
+/// Checks the statistics of a corpus against the tables of its texts, through the lens that `fitted` makes, if any.
+fn assert_statistics(fitted: Option<&dyn Fn(&Model) -> FittedLens>) {
     let model = Model::load(root().join("assets/tiny-gpt2")).unwrap();
+    let made = fitted.map(|fitted| fitted(&model));
     let measures = [Measure::Kl, Measure::Entropy, Measure::CrossEntropy];
-    let lens = Lens::new(&model, LensOptions::default().measures(measures).top_k(1)).unwrap();
+    let mut lens = Lens::new(&model, LensOptions::default().measures(measures).top_k(1)).unwrap();
+    if let Some(made) = &made {
+        lens = lens.fitted(made).unwrap();
+    }
     let tables: Vec<Table> = TEXTS.iter().filter(|text| !text.is_empty()).map(|text| lens.of(*text).unwrap()).collect();
     let folder = tempfile::tempdir().unwrap();
-    let names = LensStatistics::names(&model, &[""; 0]).unwrap();
-    assert_eq!(names, lens.row_names().collect::<Vec<_>>());
     let run = |out: &str, memory: u64| {
         let out = folder.path().join(out);
         let mut sink = LensStatistics::create(&out, &model).unwrap().memory(memory);
+        if let Some(fitted) = fitted {
+            sink = sink.fitted(fitted(&model)).unwrap();
+        }
+        let names = sink.names(&[""; 0]).unwrap();
+        assert_eq!(names, lens.row_names().collect::<Vec<_>>());
         let job = Job::new(&model, Corpus::from_texts(TEXTS)).names(&names).unwrap().store(None).batch_tokens(20);
         job.run(&mut sink).unwrap();
         LensSummary::read(&out).unwrap()
@@ -67,7 +75,8 @@ fn statistics_are_those_of_the_lens_text_by_text() {
     for summary in [run("out", 256 << 20), run("little", 200_000)] {
         let tokens: usize = tables.iter().map(|table| table.tokens.len()).sum();
         assert_eq!((summary.tokens, summary.next_tokens), (tokens as i64, (tokens - tables.len()) as i64));
-        assert_eq!(summary.layers.len(), model.config().layers() + 1);
+        assert_eq!(summary.lens.as_deref(), made.as_ref().map(FittedLens::name));
+        assert_eq!(summary.layers.len(), tables[0].rows.len());
         for (row, layer) in summary.layers.iter().enumerate() {
             assert_eq!(layer.name, tables[0].rows[row].name);
             let found = [
@@ -91,6 +100,52 @@ fn statistics_are_those_of_the_lens_text_by_text() {
         assert_eq!(last.top1_agreement, Some(1.0));
         assert!(last.kl.unwrap() < 1e-6);
     }
+}
+
+fn tuned(_: &Model) -> FittedLens {
+    tuned_lens::open(root().join("assets/tiny-gpt2/tuned-lens")).unwrap().into()
+}
+
+fn jacobian(model: &Model) -> FittedLens {
+    let mut fit = JacobianFit::new(model).unwrap().skip_first(1);
+    fit.add(&[5, 9, 3, 7]).unwrap();
+    fit.finish().unwrap().into()
+}
+
+#[test]
+fn statistics_are_those_of_the_lens_text_by_text() {
+    assert_statistics(None);
+    assert_statistics(Some(&tuned));
+    assert_statistics(Some(&jacobian));
+}
+
+#[test]
+fn a_folder_belongs_to_the_lens_that_began_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    fs::write(path("texts.jsonl"), "{\"text\": \"Emma was very happy\"}\n").unwrap();
+    let (model, tuned) = (root().join("assets/tiny-gpt2"), root().join("assets/tiny-gpt2/tuned-lens"));
+    let (model, texts) = (model.display().to_string(), path("texts.jsonl"));
+    let try_to = |run: fn(&str, &[&str]) -> String, out: &str, lens: &str| {
+        let base = ["--model", &model, "--file", &texts, "--format", "lens"];
+        run("activations", &[&base[..], &["--lens", lens, "--out", &path(out)]].concat())
+    };
+    let tuned = format!("tuned:{}", tuned.display());
+    for (first, second) in [("logit", tuned.as_str()), (&tuned, "logit")] {
+        let out = if first == "logit" { "logit" } else { "tuned" };
+        try_to(succeed, out, first);
+        let summary = read(&folder.path().join(out).join("lens.json"));
+        assert_eq!(summary["lens"].as_str(), Some("tuned").filter(|_| out == "tuned"));
+        assert_eq!(summary["layers"].as_array().unwrap().len(), 9);
+        let again = try_to(refuse, out, second);
+        assert!(again.contains("lens") && again.contains("job.json"), "{again}");
+        try_to(succeed, out, first);
+    }
+    let other = ["--model", &golden("gpt2_plain"), "--file", &texts, "--format", "lens", "--lens", &tuned];
+    assert!(refuse("activations", &[&other[..], &["--out", &path("other")]].concat()).contains("another model"));
+    assert!(!folder.path().join("other").exists());
+    let rows = ["--model", &model, "--file", &texts, "--names", "h.0", "--lens", "logit", "--out", &path("rows")];
+    assert!(refuse("activations", &rows).contains("--format lens"));
 }
 
 #[test]

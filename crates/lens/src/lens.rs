@@ -13,7 +13,7 @@ use crate::{
     rows::RowPlan,
     streams::{Chosen, RowStreams},
     token_text::token_text_from_bytes,
-    translators::Translators,
+    translators::{FittedLens, Translators},
     unembed::{self, Measured, Wanted},
 };
 
@@ -110,7 +110,19 @@ impl<'a> Lens<'a> {
     /// translator: there are translators of the streams that enter blocks, and the last row needs none.
     pub fn tuned(self, tuned: &'a TunedLens) -> Result<Self> {
         tuned.check(self.model)?;
-        self.check_translated(Translators::Tuned(tuned), |problem| Error::TunedLens { problem })
+        self.check_translated(Translators::Tuned(tuned))
+    }
+
+    /// [`Lens::tuned`] or [`Lens::jacobian`].
+    ///
+    /// # Errors
+    ///
+    /// As they.
+    pub fn fitted(self, fitted: &'a FittedLens) -> Result<Self> {
+        match fitted {
+            FittedLens::Tuned(tuned) => self.tuned(tuned),
+            FittedLens::Jacobian(jacobian) => self.jacobian(jacobian),
+        }
     }
 
     /// Puts the matrices of a Jacobian lens between the rows and the decoder, each row's own. There is none for `input`, whose row is
@@ -126,21 +138,16 @@ impl<'a> Lens<'a> {
         if self.rows.is_empty() {
             return Err(Error::NoRows);
         }
-        self.check_translated(Translators::Jacobian(jacobian), |problem| Error::JacobianLens { problem })
+        self.check_translated(Translators::Jacobian(jacobian))
     }
 
     /// Every row but the last has a map, and the decoder is the model's own.
-    fn check_translated(mut self, translators: Translators<'a>, error: impl Fn(String) -> Error) -> Result<Self> {
+    fn check_translated(mut self, translators: Translators<'a>) -> Result<Self> {
         if !self.decoder.steps.is_empty() {
-            return Err(error(
-                "translators lead to the last block's output; a decoder cannot hold blocks as well".into(),
-            ));
+            let problem = "translators lead to the last block's output; a decoder cannot hold blocks as well";
+            return Err(translators.refuse(problem.into()));
         }
-        let last = Site::before_block(self.model.config().layers());
-        if let Some(row) = self.rows.iter().find(|row| row.site != last && translators.layer(row.site).is_none()) {
-            let name = &row.name;
-            return Err(error(format!("there is no translator for the row {name}; there are those of whole blocks")));
-        }
+        translators.cover(self.model, self.rows.iter().map(|row| (row.site, &row.name)))?;
         self.translators = Some(translators);
         Ok(self)
     }

@@ -81,6 +81,7 @@ pub use crate::{
     table::{JACOBIAN, Prediction, Row, TUNED, Table, Token, TopK},
     table_error::TableError,
     token_text::{display_token, token_bytes_from_text, token_text_from_bytes},
+    translators::FittedLens,
     tuned::{LENS_TYPE, TunedLens, TunedLensConfig},
     tuned_training::{TrainedStep, TunedLensTraining},
     view::View,

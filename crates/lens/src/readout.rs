@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
-use models::{Model, Tail, Unembedding};
+use models::{Model, Site, Tail, Unembedding};
 use tch::{Kind, TchError, Tensor};
 
 use crate::{
-    Error, LensOptions,
+    Error, FittedLens, LensOptions,
     error::Result,
+    translators::Translators,
     unembed::{self, Streams, Wanted},
 };
 
@@ -38,6 +39,7 @@ pub struct Readout {
     /// The dtype that the model's own output is normed in.
     kind: Kind,
     memory: u64,
+    fitted: Option<(FittedLens, Vec<Option<usize>>)>,
 }
 
 /// What one stream says, a value for each token.
@@ -61,6 +63,8 @@ pub struct StreamReadout {
 /// Streams as they were given.
 struct Given<'a> {
     tail: &'a Tail,
+    /// A lens between the streams and the final norm, and which of its maps is each stream's.
+    translators: Option<(Translators<'a>, &'a [Option<usize>])>,
     /// `[n, d_model]` each.
     rows: &'a [Tensor],
     tokens: i64,
@@ -82,7 +86,24 @@ impl Readout {
             unembedding: model.unembedding()?,
             kind: model.parts().dtype().kind(),
             memory: LensOptions::default().memory,
+            fitted: None,
         })
+    }
+
+    /// Puts the maps of a tuned or a Jacobian lens between the streams and the final norm, as [`Lens::fitted`](crate::Lens::fitted)
+    /// does. `sites` says what streams will be measured, in their order.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TunedLens`] or [`Error::JacobianLens`] where it was made for another model, or has no map for a stream that is not the
+    /// last.
+    pub fn fitted(mut self, model: &Model, fitted: FittedLens, sites: &[Site]) -> Result<Self> {
+        fitted.check(model)?;
+        let translators = fitted.translators();
+        translators.cover(model, sites.iter().map(|site| (*site, site)))?;
+        let layers = sites.iter().map(|site| translators.layer(*site)).collect();
+        self.fitted = Some((fitted, layers));
+        Ok(self)
     }
 
     /// Bytes that temporary results may take, as [`LensOptions::memory`].
@@ -96,12 +117,17 @@ impl Readout {
     ///
     /// # Errors
     ///
-    /// [`Error::StreamShape`]; [`Error::Torch`], [`Error::Model`].
+    /// [`Error::StreamShape`]; another number of streams than [`Readout::fitted`] was told of; [`Error::Torch`], [`Error::Model`].
     pub fn measure(&self, streams: &[Tensor], last: &Tensor, next: &[i64]) -> Result<Vec<StreamReadout>> {
         let expected = [next.len() as i64, last.size().last().copied().unwrap_or(0)];
         let odd = streams.iter().chain([last]).map(Tensor::size).find(|shape| *shape != expected);
         if let Some(found) = odd {
             return Err(Error::StreamShape { found, expected: expected.to_vec() });
+        }
+        let translators = self.fitted.as_ref().map(|(lens, layers)| (lens.translators(), layers.as_slice()));
+        if let Some((translators, layers)) = translators.filter(|(_, layers)| layers.len() != streams.len()) {
+            let problem = format!("it was set for {} streams, and {} came", layers.len(), streams.len());
+            return Err(translators.refuse(problem));
         }
         if next.is_empty() {
             return Ok(vec![StreamReadout::default(); streams.len()]);
@@ -111,7 +137,7 @@ impl Readout {
         let rows = streams.iter().map(placed).collect::<Result<Vec<_>>>()?;
         // As the model rounds its own output, so that it is measured against what it says.
         let reference = self.tail.apply(&placed(last)?, self.kind)?.f_to_kind(Kind::Float).map_err(torch)?;
-        let given = Given { tail: &self.tail, rows: &rows, tokens: next.len() as i64 };
+        let given = Given { tail: &self.tail, translators, rows: &rows, tokens: next.len() as i64 };
         let wanted =
             Wanted { kl: true, entropy: true, next: Some(next.to_vec()), memory: self.memory, ..Wanted::default() };
         let measured = tch::no_grad(|| unembed::measure(&given, &reference, &self.unembedding, &wanted))?;
@@ -150,9 +176,18 @@ impl Streams for Given<'_> {
 
     fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor> {
         let length = positions.end - positions.start;
-        let part = |stream: &Tensor| stream.f_narrow(0, positions.start, length);
-        let streams = self.rows.get(rows).unwrap_or_default().iter().map(part).collect::<Result<Vec<_>, _>>();
-        let streams = streams.and_then(|streams| Tensor::f_stack(&streams, 0)).map_err(torch)?;
+        let part = |row: usize| {
+            let stream = self.rows.get(row).map(|stream| stream.f_narrow(0, positions.start, length));
+            let Some(stream) = stream.transpose().map_err(torch)? else { return Ok(None) };
+            match self.translators {
+                Some((translators, layers)) => {
+                    translators.translate(layers.get(row).copied().flatten(), &stream).map(Some)
+                }
+                None => Ok(Some(stream)),
+            }
+        };
+        let streams = rows.filter_map(|row| part(row).transpose()).collect::<Result<Vec<_>>>()?;
+        let streams = Tensor::f_stack(&streams, 0).map_err(torch)?;
         Ok(self.tail.apply(&streams, Kind::Float)?)
     }
 }

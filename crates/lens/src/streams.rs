@@ -152,10 +152,9 @@ impl Streams for RowStreams<'_> {
         let mut streams = Vec::with_capacity(rows.len());
         for (stream, layer) in self.rows.iter().zip(&self.layers).take(rows.end).skip(rows.start) {
             let stream = stream.f_narrow(0, positions.start, positions.end - positions.start).map_err(&at)?;
-            streams.push(match (self.translators, layer) {
-                (Some(translators), Some(layer)) => translators.translate(*layer, &stream)?,
-                (Some(_), None) => stream.f_to_kind(Kind::Float).map_err(&at)?,
-                (None, _) => stream,
+            streams.push(match self.translators {
+                Some(translators) => translators.translate(*layer, &stream)?,
+                None => stream,
             });
         }
         let streams = Tensor::f_stack(&streams, 0).map_err(&at)?;

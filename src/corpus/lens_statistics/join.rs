@@ -33,6 +33,9 @@ pub struct LensSummary {
     pub model: String,
     /// The dtype of the weights that it ran in: `f32`, `bf16` or `f16`.
     pub dtype: String,
+    /// What stood before the final norm: `tuned`, or `jacobian`; not there for the logit lens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lens: Option<String>,
     /// Tokens.
     pub tokens: i64,
     /// Tokens that have a next one.
@@ -141,7 +144,8 @@ impl LensSummary {
     #[cfg(feature = "plot")]
     pub fn curves(&self) -> [lens::picture::Curves; 2] {
         type Pick = fn(&LayerStatistics) -> Option<f64>;
-        let title = format!("{} ({}), {} tokens", self.model, self.dtype, self.tokens);
+        let lens = self.lens.as_ref().map_or_else(String::new, |lens| format!(", {lens} lens"));
+        let title = format!("{} ({}){lens}, {} tokens", self.model, self.dtype, self.tokens);
         let chart = |heading: &str, curves: &[(&str, Pick)]| lens::picture::Curves {
             title: title.clone(),
             heading: heading.to_owned(),
@@ -187,6 +191,7 @@ pub(in crate::corpus) fn join(folder: &Place, job: &Value, names: &[String], uni
         schema: SCHEMA,
         model: field("model"),
         dtype: field("dtype"),
+        lens: job.get(super::LENS).and_then(Value::as_str).map(str::to_owned),
         tokens: first.tokens,
         next_tokens: first.bins.iter().map(|bin| bin.tokens).sum(),
         layers: names.iter().zip(&totals).map(|(name, sums)| LayerStatistics::new(name, sums)).collect(),
@@ -212,9 +217,11 @@ mod tests {
         let fields = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         let layer = LayerStatistics::new("h.0", &Sums { tokens: 1, kl: 0.5, ..Sums::default() });
         let (model, dtype) = ("m".into(), "f32".into());
-        let summary = LensSummary { schema: SCHEMA, model, dtype, tokens: 1, next_tokens: 0, layers: vec![layer] };
+        let layers = vec![layer];
+        let lens = Some("tuned".to_owned());
+        let summary = LensSummary { schema: SCHEMA, model, dtype, lens, tokens: 1, next_tokens: 0, layers };
         let json = serde_json::to_value(&summary).unwrap();
-        let top = ["schema", "model", "dtype", "tokens", "next_tokens", "layers"];
+        let top = ["schema", "model", "dtype", "lens", "tokens", "next_tokens", "layers"];
         assert_eq!(fields(&json), top);
         let layer = &json["layers"][0];
         let of_layers = [
