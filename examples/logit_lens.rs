@@ -16,12 +16,11 @@ use common::{
     input::{ChatFlags, InputFlags, Positions},
     lens_choice::LensChoice,
     model::ModelFlags,
-    pictures::{Format, numbered, outputs, text_pages, write_pages},
+    pictures::{DrawFlags, Format, numbered, outputs, text_pages, write_pages},
 };
 use transformer_utils::lens::{
     Comparison, DEFAULT_DECODER, Lens, LensOptions, Measure, Prompt, RowOptions, Table, View, compare, csv, html,
-    picture::{self, Style},
-    terminal,
+    picture, terminal,
 };
 
 /// Look through the logit lens: decode every layer's residual stream as if it were the model's output.
@@ -86,10 +85,6 @@ struct Flags {
     #[arg(long, value_name = "logit|tuned:DIR|jacobian:FILE", default_value = "logit")]
     lens: LensChoice,
 
-    /// Put the input on top.
-    #[arg(long)]
-    top_down: bool,
-
     /// Keep the K likeliest tokens of each cell, for .json and .html [default: 8 for .html, else 0].
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
@@ -119,17 +114,8 @@ struct Flags {
     #[arg(long, value_name = "TABLE.json", conflicts_with_all = ["text", "file", "ids", "chat", "model", "edits", "steers"])]
     redraw: Option<PathBuf>,
 
-    /// Light on dark pictures.
-    #[arg(long)]
-    dark: bool,
-
-    /// A title in place of the model's name.
-    #[arg(long)]
-    title: Option<String>,
-
-    /// No heatmap on the terminal.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    draw: DrawFlags,
 }
 
 fn measure(name: &str) -> Result<Measure, String> {
@@ -151,7 +137,7 @@ fn run(flags: Flags) -> Result<()> {
         let measures = shown(&flags, table)?;
         let comparison = before.as_ref().map(|before| compare(before, table)).transpose()?;
         let drawing = Drawing { flags: &flags, table, comparison: comparison.as_ref(), measures: &measures };
-        if !flags.quiet {
+        if !flags.draw.quiet {
             drawing.terminal()?;
         }
         for (path, format) in &outputs {
@@ -242,7 +228,7 @@ impl Drawing<'_> {
     }
 
     fn terminal(&self) -> Result<()> {
-        let style = common::terminal::style().title(self.flags.title.clone()).top_down(self.flags.top_down);
+        let style = self.flags.draw.terminal();
         let mut out = std::io::stdout().lock();
         for measure in self.measures {
             writeln!(out, "{}", terminal::render(self.view(), measure, &style)?)?;
@@ -251,8 +237,7 @@ impl Drawing<'_> {
     }
 
     fn file(&self, path: &Path, format: Format) -> Result<()> {
-        let style =
-            Style::default().title(self.flags.title.clone()).top_down(self.flags.top_down).dark(self.flags.dark);
+        let style = self.flags.draw.style();
         // What is stored is the table itself; a comparison can be made again from two of them.
         let pages: Vec<Vec<u8>> = match format {
             Format::Png => picture::png(self.view(), self.measures, &style)?,

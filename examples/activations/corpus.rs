@@ -48,7 +48,7 @@ const AGGREGATED_BYTES: u64 = 1 << 20;
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Many texts (--file TEXTS.jsonl, .parquet, a folder, a pattern, s3://...)")]
 pub struct CorpusFlags {
-    /// Most tokens in a batch, padding included [default: 4096]. A longer text is a batch by itself.
+    /// Most tokens in a batch, padding included [default: 4096, fewer where a layer's values would take more than 32 MiB]. A longer text is a batch by itself.
     #[arg(long, value_name = "N")]
     batch_tokens: Option<usize>,
 

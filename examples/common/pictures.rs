@@ -6,8 +6,42 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use clap::Args;
+use transformer_utils::lens::{picture::Style, terminal::TerminalStyle};
 
-use super::output;
+use super::{output, terminal};
+
+/// How it is drawn.
+#[derive(Args)]
+pub struct DrawFlags {
+    /// Put the input on top.
+    #[arg(long)]
+    pub top_down: bool,
+
+    /// Light on dark pictures.
+    #[arg(long)]
+    dark: bool,
+
+    /// A title in place of the model's name.
+    #[arg(long)]
+    title: Option<String>,
+
+    /// Nothing on the terminal.
+    #[arg(long)]
+    pub quiet: bool,
+}
+
+impl DrawFlags {
+    /// For files.
+    pub fn style(&self) -> Style {
+        Style::default().title(self.title.clone()).top_down(self.top_down).dark(self.dark)
+    }
+
+    /// For the terminal.
+    pub fn terminal(&self) -> TerminalStyle {
+        terminal::style().title(self.title.clone()).top_down(self.top_down)
+    }
+}
 
 /// What a file holds, by its extension.
 #[derive(Clone, Copy, PartialEq, Eq)]

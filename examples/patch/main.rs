@@ -17,14 +17,12 @@ use common::{
     edits::EditFlags,
     input::Positions,
     model::{ModelFlags, Opened},
-    pictures::{Format, outputs, text_pages, write_pages},
-    terminal,
+    pictures::{DrawFlags, Format, outputs, text_pages, write_pages},
 };
 use texts::Texts;
 use transformer_utils::{
     lens::{
-        Attention, Grid, csv, html,
-        picture::{self, Style},
+        Attention, Grid, csv, html, picture,
         terminal::{render, text},
     },
     lowmem::{Dtype, DtypeChoice},
@@ -111,7 +109,7 @@ struct Flags {
 
     /// Instead of effects, show where heads look in the clean text: 5.1 is head 1 of layer 5, 5 all heads of the layer, * all heads;
     /// separated by commas.
-    #[arg(long, value_name = "LAYER.HEAD", value_delimiter = ',', conflicts_with_all = MEASURING)]
+    #[arg(long, value_name = "LAYER.HEAD", value_delimiter = ',', conflicts_with_all = MEASURING.into_iter().chain(["top_down"]))]
     attention: Vec<String>,
 
     /// On the terminal, colour the tokens of the text rather than the cells of a heatmap, once for each site.
@@ -130,21 +128,8 @@ struct Flags {
     )]
     redraw: Option<PathBuf>,
 
-    /// Put the input on top.
-    #[arg(long, conflicts_with = "attention")]
-    top_down: bool,
-
-    /// Light on dark pictures.
-    #[arg(long)]
-    dark: bool,
-
-    /// A title in place of the model's name.
-    #[arg(long)]
-    title: Option<String>,
-
-    /// Nothing on the terminal.
-    #[arg(long)]
-    quiet: bool,
+    #[command(flatten)]
+    draw: DrawFlags,
 }
 
 /// The two texts.
@@ -271,17 +256,13 @@ fn chosen_heads(asked: &[String], opened: &Opened) -> Result<Vec<(usize, usize)>
     Ok(heads)
 }
 
-fn style(flags: &Flags) -> Style {
-    Style::default().title(flags.title.clone()).top_down(flags.top_down).dark(flags.dark)
-}
-
 fn draw_grid(flags: &Flags, grid: &Grid, outputs: &[(PathBuf, Format)]) -> Result<()> {
-    if !flags.quiet {
-        let style = terminal::style().title(flags.title.clone()).top_down(flags.top_down);
+    if !flags.draw.quiet {
+        let style = flags.draw.terminal();
         let drawn = if flags.text { text(grid, &style)? } else { render(grid, None, &style)? };
         write!(std::io::stdout().lock(), "{drawn}")?;
     }
-    let style = style(flags);
+    let style = flags.draw.style();
     write_all(outputs, |format| {
         Ok(match format {
             Format::Png => picture::png(grid, &[], &style)?,
@@ -294,15 +275,15 @@ fn draw_grid(flags: &Flags, grid: &Grid, outputs: &[(PathBuf, Format)]) -> Resul
 }
 
 fn draw_attention(flags: &Flags, attention: &Attention, outputs: &[(PathBuf, Format)]) -> Result<()> {
-    if !flags.quiet {
+    if !flags.draw.quiet {
         // A pattern reads from the top down.
-        let style = terminal::style().title(flags.title.clone()).top_down(true);
+        let style = flags.draw.terminal().top_down(true);
         let mut out = std::io::stdout().lock();
         for grid in (0..attention.heads.len()).filter_map(|index| attention.grid(index)) {
             writeln!(out, "{}", render(&grid, None, &style)?)?;
         }
     }
-    let style = style(flags);
+    let style = flags.draw.style();
     write_all(outputs, |format| {
         Ok(match format {
             Format::Png => picture::attention_png(attention, &style)?,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use transformer_utils::{
     corpus::{Corpus, Job, LensStatistics, LensSummary},
     lens::{FittedLens, JacobianFit, Table},
+    lowmem::Dtype,
     prelude::*,
     tuned_lens,
 };
@@ -50,7 +51,7 @@ fn from_tables(tables: &[Table], row: usize) -> [f64; 7] {
 
 /// Checks the statistics of a corpus against the tables of its texts, through the lens that `fitted` makes, if any.
 fn assert_statistics(fitted: Option<&dyn Fn(&Model) -> FittedLens>) {
-    let model = Model::load(root().join("assets/tiny-gpt2")).unwrap();
+    let model = Model::loader(root().join("assets/tiny-gpt2")).dtype(Dtype::F32).load().unwrap();
     let made = fitted.map(|fitted| fitted(&model));
     let measures = [Measure::Kl, Measure::Entropy, Measure::CrossEntropy];
     let mut lens = Lens::new(&model, LensOptions::default().measures(measures).top_k(1)).unwrap();

@@ -17,9 +17,9 @@ mod generate;
 mod hub_corpora;
 mod jacobian_lens;
 mod many_texts;
+mod pages;
 mod patch;
 mod program;
-mod steering;
 #[allow(dead_code)]
 #[path = "../suite/support.rs"]
 mod support;

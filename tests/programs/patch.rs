@@ -9,7 +9,7 @@ use transformer_utils::{
     partial::{Columns, Edit, Metric, Patching, Run},
 };
 
-use crate::program::{golden, inside, json, refuse, root, succeed};
+use crate::program::{golden, inside, json, refuse, succeed};
 
 const CLEAN: &str = "3,1,4,1,5,9";
 const CORRUPTED: &str = "3,1,7,1,5,9";
@@ -143,35 +143,6 @@ fn every_format_is_written_and_effects_are_redrawn() {
     assert_eq!(attention.tokens.iter().map(|token| token.id).collect::<Vec<_>>(), CLEAN_IDS);
     assert_eq!(json(Path::new(&patterns[2]))["schema"], 1);
     assert!(std::fs::read_to_string(&patterns[1]).unwrap().contains("looks at"));
-}
-
-/// `docs/patching.md` says so: the bundled model shows something at once, and the commands of the page work.
-#[test]
-fn the_page_about_patching_is_right() {
-    let page = std::fs::read_to_string(root().join("docs/patching.md")).unwrap();
-    let commands: Vec<&str> =
-        page.lines().filter_map(|line| line.split_once("--example patch")).map(|(_, rest)| rest).collect();
-    assert!(commands.len() >= 4, "{commands:?}");
-    let folder = tempfile::tempdir().unwrap();
-    for command in commands {
-        // The bundled model stands in for a published one, and pictures are written elsewhere.
-        let words: Vec<String> = split(&command.trim_start().trim_start_matches("-- ").replace("--model $MODEL", ""))
-            .into_iter()
-            .map(|word| word.rsplit_once('/').map_or(word.clone(), |(_, name)| path(folder.path(), name)))
-            .collect();
-        let words: Vec<&str> = words.iter().map(String::as_str).chain(["--device", "cpu"]).collect();
-        assert!(succeed("patch", &words).contains(" · "), "{words:?}");
-    }
-}
-
-/// Words of a command line, with double quotes.
-fn split(line: &str) -> Vec<String> {
-    let pieces = line.split('"').enumerate();
-    let words = pieces.flat_map(|(index, piece)| match index % 2 {
-        0 => piece.split_whitespace().map(ToOwned::to_owned).collect(),
-        _ => vec![piece.to_owned()],
-    });
-    words.collect()
 }
 
 #[test]

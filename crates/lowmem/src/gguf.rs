@@ -19,7 +19,7 @@ mod layout;
 mod metadata;
 mod numbers;
 mod product;
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(target_feature = "avx512f")))]
 mod product_avx512;
 mod split;
 mod value;

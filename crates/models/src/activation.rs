@@ -71,6 +71,21 @@ impl Activation {
         })
     }
 
+    /// Applies the function to a tensor that nobody else has, in its own memory where that is possible: fresh memory costs page faults.
+    /// The bits are those of [`Activation::apply`].
+    pub(crate) fn apply_in_place(self, mut x: Tensor) -> Result<Tensor, TchError> {
+        if x.requires_grad() {
+            return self.apply(&x);
+        }
+        match self {
+            Self::Gelu => x.f_gelu_("none"),
+            Self::GeluTanh => x.f_gelu_("tanh"),
+            Self::Relu => x.f_relu_(),
+            Self::Silu => x.f_silu_(),
+            _ => self.apply(&x),
+        }
+    }
+
     /// Applies the function element by element.
     pub(crate) fn apply(self, x: &Tensor) -> Result<Tensor, TchError> {
         match self {

@@ -255,6 +255,11 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// Whether nobody looks at a value of a block, by its names.
+    fn is_unseen(&self, block: usize, points: &[Point]) -> bool {
+        points.iter().all(|point| !self.observer.wants(Site::block(block, *point)))
+    }
+
     /// Whether nothing after this stage is needed.
     fn ends_in(&self, stage: Stage) -> bool {
         self.deepest.is_some_and(|deepest| deepest.stage <= stage)
@@ -306,26 +311,34 @@ impl<'a> Run<'a> {
             };
             let mlp = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
             let mlp = self.normed(second.after.as_ref(), site(Point::MlpNorm), &mlp)?;
-            let sum = attention.f_add(&mlp).and_then(|both| both.f_add(&x)).at(site(Point::Output))?;
+            let both = attention.f_add(&mlp).at(site(Point::Output))?;
+            let sum = added(both, &x, true).at(site(Point::Output))?;
             return self.show(site(Point::Output), sum);
         }
         let x = if attended {
             x
         } else {
             let read = self.normed(first.before.as_ref(), site(Point::Norm1), &x)?;
-            let added = self.attention(block, &layer.attention, weights, &read)?;
-            let added = self.normed(first.after.as_ref(), site(Point::AttentionNorm), &added)?;
-            let sum = added.f_add(&x).at(site(Point::ResidMid))?;
+            let attention = self.attention(block, &layer.attention, weights, &read)?;
+            let attention = self.normed(first.after.as_ref(), site(Point::AttentionNorm), &attention)?;
+            let over = self.is_unseen(block, &[Point::AttentionOutput, Point::AttentionNorm]);
+            let sum = added(attention, &x, over).at(site(Point::ResidMid))?;
             let sum = self.normed(first.stream.as_ref(), site(Point::Norm1), &sum)?;
             self.show(site(Point::ResidMid), sum)?
         };
         let read = self.normed(second.before.as_ref(), site(Point::Norm2), &x)?;
-        let added = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
-        let added = self.normed(second.after.as_ref(), site(Point::MlpNorm), &added)?;
-        let sum = x.f_add(&added).at(site(Point::Output))?;
+        let mlp = self.mlp(block, &layer.mlp, &weights.mlp, &read)?;
+        let mlp = self.normed(second.after.as_ref(), site(Point::MlpNorm), &mlp)?;
+        let over = self.is_unseen(block, &[Point::ExpertSum, Point::MlpOutput, Point::MlpNorm]);
+        let sum = added(mlp, &x, over).at(site(Point::Output))?;
         let sum = self.normed(second.stream.as_ref(), site(Point::Norm2), &sum)?;
         self.show(site(Point::Output), sum)
     }
+}
+
+/// `value + x`, in the memory of `value` where that may be written over: fresh memory costs page faults.
+fn added(mut value: Tensor, x: &Tensor, over: bool) -> Result<Tensor, TchError> {
+    if over && !value.requires_grad() && !x.requires_grad() { value.f_add_(x) } else { value.f_add(x) }
 }
 
 fn check_replacement(site: Site, value: &Tensor, other: &Tensor) -> Result<()> {

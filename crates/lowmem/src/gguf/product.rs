@@ -5,7 +5,7 @@
 
 use multiversion::{multiversion, target::match_target};
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(target_feature = "avx512f")))]
 use super::product_avx512;
 use super::{
     Format, GgufError, block_kernels as blocks,
@@ -63,6 +63,11 @@ pub(crate) fn product(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f
 // As for `dequantise::run`.
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
 fn run(format: Format, bytes: &[u8], vector: &[f32], out: &mut [f32]) {
+    // Where a whole program is compiled for such a processor (`-C target-cpu=native`), this is the one version of the function, without
+    // the attribute that lets it call the kernels without unsafe code.
+    #[cfg(target_feature = "avx512f")]
+    let done = false;
+    #[cfg(not(target_feature = "avx512f"))]
     let done = match_target! {
         "x86_64+avx512f+avx512bw+avx512dq+avx512vl" => product_avx512::run(format, bytes, vector, out),
         _ => false,

@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, TchError, Tensor};
 
-use super::{Halt, Run};
+use super::{Halt, Run, mlp::Unseen};
 use crate::{
     Factor, Point, Site, Stage,
     architecture::{Experts, Mlp, Routing},
@@ -76,7 +76,7 @@ impl Run<'_> {
 
 /// What an expert says of its tokens, `[token, d_model]`.
 fn said(mlp: &Mlp, weights: &MlpWeights, rows: &Tensor, alike: bool) -> Result<Tensor, TchError> {
-    let neurons = weights.neurons(mlp, &Factor::with(rows, alike)?, |_, value| value)?;
+    let neurons = weights.neurons(mlp, &Factor::with(rows, alike)?, Unseen::ALL, |_, value| value)?;
     weights.output.apply(&neurons, alike)
 }
 

@@ -19,8 +19,11 @@ impl Run<'_> {
             (LayerMlp::Routed(router), Some(experts)) => self.experts(block, mlp, experts, router, read)?,
             (LayerMlp::Dense(weights), _) => {
                 let read = Factor::with(read, alike).at(site(Point::MlpInput))?;
-                let neurons =
-                    weights.neurons(mlp, &read, |point, value| self.show(site(point), value.at(site(point))?))?;
+                let unseen = [Point::MlpGate, Point::MlpActivation, Point::MlpInput]
+                    .map(|point| !self.observer.wants(site(point)));
+                let unseen = Unseen { gate: unseen[0], activation: unseen[1], input: unseen[2] };
+                let neurons = weights
+                    .neurons(mlp, &read, unseen, |point, value| self.show(site(point), value.at(site(point))?))?;
                 weights.output.apply(&neurons, alike).at(site(Point::MlpOutput))?
             }
             // A router is taken where there are experts, and nowhere else.
@@ -28,6 +31,23 @@ impl Run<'_> {
         };
         self.show(site(Point::MlpOutput), added)
     }
+}
+
+/// Which values on the way to the neurons nobody looks at, so that their memory can be used again.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Unseen {
+    gate: bool,
+    activation: bool,
+    input: bool,
+}
+
+impl Unseen {
+    pub(super) const ALL: Self = Self { gate: true, activation: true, input: true };
+}
+
+/// `a * b`, in the memory of `a` where that may be written over.
+fn product(mut a: Tensor, b: &Tensor, over: bool) -> Result<Tensor, TchError> {
+    if over && !a.requires_grad() && !b.requires_grad() { a.f_mul_(b) } else { a.f_mul(b) }
 }
 
 impl Mlp {
@@ -48,10 +68,12 @@ impl MlpWeights {
         &self,
         mlp: &Mlp,
         read: &Factor,
+        unseen: Unseen,
         mut show: impl FnMut(Point, Result<Tensor, TchError>) -> Result<Tensor, E>,
     ) -> Result<Tensor, E> {
         let activation = mlp.activation;
-        let gated = |gate: Result<Tensor, TchError>| activation.apply(&mlp.bounded_gate(gate?)?);
+        let activated = |x: Tensor, over| if over { activation.apply_in_place(x) } else { activation.apply(&x) };
+        let gated = |gate: Result<Tensor, TchError>, over| activated(mlp.bounded_gate(gate?)?, over);
         match (mlp.gate, &self.gate) {
             (Gate::SideBySide | Gate::Interleaved, _) => {
                 let joined = show(Point::MlpGateInput, self.input.times(read))?;
@@ -59,18 +81,20 @@ impl MlpWeights {
                     Gate::Interleaved => joined.f_slice(-1, index, None, 2),
                     _ => joined.f_narrow(-1, index * mlp.d_mlp, mlp.d_mlp),
                 };
-                let active = show(Point::MlpActivation, gated(half(0)))?;
-                show(Point::Neurons, half(1).and_then(|input| active.f_mul(&mlp.bounded_input(input)?)))
+                let active = show(Point::MlpActivation, gated(half(0), false))?;
+                let input = half(1).and_then(|input| mlp.bounded_input(input));
+                show(Point::Neurons, input.and_then(|input| product(active, &input, unseen.activation)))
             }
             (_, Some(gate)) => {
                 let gate = show(Point::MlpGate, gate.times(read))?;
-                let active = show(Point::MlpActivation, gated(Ok(gate)))?;
+                let active = show(Point::MlpActivation, gated(Ok(gate), unseen.gate))?;
                 let input = show(Point::MlpInput, self.input.times(read))?;
-                show(Point::Neurons, mlp.bounded_input(input).and_then(|input| active.f_mul(&input)))
+                let input = mlp.bounded_input(input);
+                show(Point::Neurons, input.and_then(|input| product(active, &input, unseen.activation)))
             }
             (_, None) => {
                 let hidden = show(Point::MlpInput, self.input.times(read))?;
-                show(Point::MlpActivation, activation.apply(&hidden))
+                show(Point::MlpActivation, activated(hidden, unseen.input))
             }
         }
     }
@@ -100,7 +124,7 @@ mod tests {
         let mlp = |gate| Mlp { gate, ..Mlp::plain(6, Activation::Silu) };
         let neurons = |gate: Gate, weights: &MlpWeights| {
             let mut points = Vec::new();
-            let found = weights.neurons(&mlp(gate), &read, |point, value| {
+            let found = weights.neurons(&mlp(gate), &read, Unseen::default(), |point, value| {
                 points.push(point);
                 value
             });
@@ -140,7 +164,10 @@ mod tests {
         let read = Factor::new(&x).unwrap();
         let neurons = |gate: Gate, weights: &MlpWeights| {
             let mlp = Mlp { gate, bounds, ..Mlp::plain(2, Activation::Linear) };
-            weights.neurons::<TchError>(&mlp, &read, |_, value| value).unwrap()
+            let [kept, over] = [Unseen::default(), Unseen::ALL]
+                .map(|unseen| weights.neurons::<TchError>(&mlp, &read, unseen, |_, value| value).unwrap());
+            assert!(kept.equal(&over));
+            over
         };
         // Gates 3, -9, 1.5, -4.5 and inputs -8, 1, -4, 0.5: the gate has no least value.
         let expected = Tensor::from_slice(&[-2.0_f32, -18.0, -1.5, -6.75]).view([2, 2]);
