@@ -7,7 +7,7 @@ use std::path::Path;
 
 use lens::{FittedLens, Lens, LensOptions, Readout};
 use models::{Model, Site};
-use tch::Tensor;
+use tch::{Device, Kind, TchError, Tensor};
 
 pub use join::{CalibrationBin, LayerStatistics, LensSummary};
 pub(super) use join::{FILES, join};
@@ -126,16 +126,19 @@ impl<'a> LensStatistics<'a> {
     fn identity(&self, job: &Identity) -> Result<Identity> {
         let identity = self.folder.identity(job);
         let Some(fitted) = &self.fitted else { return Ok(identity) };
-        let mut bytes = Vec::new();
-        for (name, tensor) in fitted.tensors()? {
+        let numbers = |tensor: &Tensor| {
+            let tensor = tensor.f_to_device(Device::Cpu)?.f_to_kind(Kind::Float)?;
             let mut numbers = vec![0.0_f32; tensor.numel()];
-            tensor
-                .f_copy_data(&mut numbers, tensor.numel())
-                .map_err(|source| lens::Error::Torch { at: "reading a lens", source })?;
-            bytes.extend(name.into_bytes());
-            bytes.extend(numbers.into_iter().flat_map(f32::to_le_bytes));
+            tensor.f_copy_data(&mut numbers, tensor.numel())?;
+            Ok(hash(numbers.into_iter().flat_map(f32::to_le_bytes)))
+        };
+        let mut maps = String::new();
+        for (name, tensor) in fitted.tensors() {
+            let found: std::result::Result<String, TchError> = numbers(&tensor);
+            let found = found.map_err(|source| lens::Error::Torch { at: "reading a lens", source })?;
+            maps.extend([name, found]);
         }
-        Ok(identity.with(LENS, fitted.name()).with(MAPS, hash(bytes)))
+        Ok(identity.with(LENS, fitted.name()).with(MAPS, hash(maps.into_bytes())))
     }
 
     fn readout(&mut self) -> Result<Readout> {

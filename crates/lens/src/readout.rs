@@ -8,6 +8,7 @@ use tch::{Kind, TchError, Tensor};
 use crate::{
     Error, FittedLens, LensOptions,
     error::Result,
+    streams::translated,
     translators::Translators,
     unembed::{self, Streams, Wanted},
 };
@@ -175,19 +176,8 @@ impl Streams for Given<'_> {
     }
 
     fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor> {
-        let length = positions.end - positions.start;
-        let part = |row: usize| {
-            let stream = self.rows.get(row).map(|stream| stream.f_narrow(0, positions.start, length));
-            let Some(stream) = stream.transpose().map_err(torch)? else { return Ok(None) };
-            match self.translators {
-                Some((translators, layers)) => {
-                    translators.translate(layers.get(row).copied().flatten(), &stream).map(Some)
-                }
-                None => Ok(Some(stream)),
-            }
-        };
-        let streams = rows.filter_map(|row| part(row).transpose()).collect::<Result<Vec<_>>>()?;
-        let streams = Tensor::f_stack(&streams, 0).map_err(torch)?;
+        let (translators, layers) = self.translators.unzip();
+        let streams = translated(translators, layers.unwrap_or_default(), self.rows, rows, positions)?;
         Ok(self.tail.apply(&streams, Kind::Float)?)
     }
 }

@@ -148,16 +148,28 @@ impl Streams for RowStreams<'_> {
     }
 
     fn normed(&self, rows: Range<usize>, positions: Range<i64>) -> Result<Tensor> {
-        let at = torch("the rows");
-        let mut streams = Vec::with_capacity(rows.len());
-        for (stream, layer) in self.rows.iter().zip(&self.layers).take(rows.end).skip(rows.start) {
-            let stream = stream.f_narrow(0, positions.start, positions.end - positions.start).map_err(&at)?;
-            streams.push(match self.translators {
-                Some(translators) => translators.translate(*layer, &stream)?,
-                None => stream,
-            });
-        }
-        let streams = Tensor::f_stack(&streams, 0).map_err(&at)?;
+        let streams = translated(self.translators, &self.layers, &self.rows, rows, positions)?;
         Ok(self.tail.apply(&streams, Kind::Float)?)
     }
+}
+
+/// Positions of some rows, each `[position, d_model]`, as one `[row, position, d_model]`; each through its map, by `layers`, where a
+/// lens has maps.
+pub(crate) fn translated(
+    translators: Option<Translators>,
+    layers: &[Option<usize>],
+    streams: &[Tensor],
+    rows: Range<usize>,
+    positions: Range<i64>,
+) -> Result<Tensor> {
+    let at = torch("the rows");
+    let mut parts = Vec::with_capacity(rows.len());
+    for (row, stream) in streams.iter().enumerate().take(rows.end).skip(rows.start) {
+        let part = stream.f_narrow(0, positions.start, positions.end - positions.start).map_err(&at)?;
+        parts.push(match translators {
+            Some(translators) => translators.translate(layers.get(row).copied().flatten(), &part)?,
+            None => part,
+        });
+    }
+    Tensor::f_stack(&parts, 0).map_err(&at)
 }

@@ -51,22 +51,18 @@ impl FittedLens {
         }
     }
 
-    /// Its maps by their names in its file, in f32.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Torch`].
-    pub fn tensors(&self) -> Result<Vec<(String, Tensor)>> {
-        let named = match self {
+    /// Its maps by their names in its file, as they are kept.
+    pub fn tensors(&self) -> Vec<(String, Tensor)> {
+        match self {
             Self::Tuned(lens) => lens.tensors(),
             Self::Jacobian(lens) => {
-                let tensors = lens.tensors(Kind::Float)?;
-                tensors.into_iter().map(|(layer, tensor)| (format!("{}.{layer}", JacobianLens::NAME), tensor)).collect()
+                let named = |layer: usize| {
+                    let matrix = lens.matrix(layer)?.shallow_clone();
+                    Some((format!("{}.{layer}", JacobianLens::NAME), matrix))
+                };
+                lens.layers().filter_map(named).collect()
             }
-        };
-        let wide = |(name, tensor): (String, Tensor)| Ok((name, tensor.f_to_kind(Kind::Float)?));
-        let wide = named.into_iter().map(wide).collect::<std::result::Result<_, _>>();
-        wide.map_err(|source| Error::Torch { at: "the maps of a lens", source })
+        }
     }
 
     pub(crate) fn translators(&self) -> Translators<'_> {

@@ -175,26 +175,32 @@ TOOLS = [
 ]
 
 
+def case_of(name, template, chat, messages, values, prompt):
+    """What apply_chat_template makes of `messages`, or why it refuses them."""
+    case = {"template": name, "chat": chat, "values": values, "add_generation_prompt": prompt}
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    try:
+        rendered, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=prompt, **tokens, **values)
+        case["rendered"] = rendered[0]
+    except Exception as error:
+        case["refused"] = str(error)
+    return case
+
+
+def write(path, templates, chats, cases):
+    out = {"templates": templates, "chats": chats, "cases": cases}
+    path.write_text(json.dumps(out, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
+    print(len(cases), "cases,", sum("refused" in case for case in cases), "refused")
+
+
 def main():
     cases = []
     for name, template in TEMPLATES.items():
-        for chat, messages in CHATS.items():
+        for chat, turns in CHATS.items():
+            messages = [{"role": role, "content": content} for role, content in turns]
             for values in [{}, {"tools": TOOLS, "enable_thinking": False}]:
-                for prompt in [False, True]:
-                    messages_json = [{"role": role, "content": content} for role, content in messages]
-                    case = {"template": name, "chat": chat, "values": values, "add_generation_prompt": prompt}
-                    try:
-                        rendered, _ = render_jinja_template(
-                            [messages_json], chat_template=template, add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>", **values
-                        )
-                        case["rendered"] = rendered[0]
-                    except Exception as error:
-                        case["refused"] = str(error)
-                    cases.append(case)
-    out = {"templates": TEMPLATES, "chats": CHATS, "cases": cases}
-    path = pathlib.Path(__file__).with_name("chats.json")
-    path.write_text(json.dumps(out, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    print(len(cases), "cases")
+                cases += [case_of(name, template, chat, messages, values, prompt) for prompt in [False, True]]
+    write(pathlib.Path(__file__).with_name("chats.json"), TEMPLATES, CHATS, cases)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ takes those whose models are under the Apache 2.0 or the MIT licence (PERMISSIVE
 
 import argparse
 import datetime
-import json
 import pathlib
 
 import transformers.utils.chat_template_utils as utils
+
+from generate import case_of, write
 
 PERMISSIVE = {
     "Apertus-8B-Instruct": "Apache-2.0",
@@ -85,23 +86,13 @@ def main():
     templates, cases = {}, []
     for name in arguments.names or PERMISSIVE:
         templates[name] = (arguments.folder / f"{name}.jinja").read_text(encoding="utf-8")
-        for chat, messages in CHATS.items():
-            whole = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in messages]
+        for chat, turns in CHATS.items():
+            messages = [{"role": role, "content": content, **(more[0] if more else {})} for role, content, *more in turns]
             for values in [{}, {"tools": TOOLS}, {"enable_thinking": False}]:
                 # Not every pair of everything, so that the file stays small.
                 prompt = chat == "turns" or (chat == "tools" and "tools" in values)
-                case = {"template": name, "chat": chat, "values": values, "add_generation_prompt": prompt}
-                try:
-                    rendered, _ = utils.render_jinja_template(
-                        [whole], chat_template=templates[name], add_generation_prompt=prompt, bos_token="<s>", eos_token="</s>", **values
-                    )
-                    case["rendered"] = rendered[0]
-                except Exception as error:
-                    case["refused"] = str(error)
-                cases.append(case)
-    out = {"templates": templates, "chats": CHATS, "cases": cases}
-    arguments.out.write_text(json.dumps(out, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    print(len(cases), "cases,", sum("refused" in case for case in cases), "refused")
+                cases.append(case_of(name, templates[name], chat, messages, values, prompt))
+    write(arguments.out, templates, CHATS, cases)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ use tch::{TchError, Tensor};
 
 use super::{Halt, Run};
 use crate::{
-    Factor, Point, Site,
+    Activation, Factor, Point, Site,
     architecture::{Gate, Mlp},
     error::At,
     weights::{LayerMlp, MlpWeights},
@@ -74,6 +74,8 @@ impl MlpWeights {
         let activation = mlp.activation;
         let activated = |x: Tensor, over| if over { activation.apply_in_place(x) } else { activation.apply(&x) };
         let gated = |gate: Result<Tensor, TchError>, over| activated(mlp.bounded_gate(gate?)?, over);
+        // What the identity gives is the gate itself, which somebody may look at.
+        let over = unseen.activation && activation != Activation::Linear;
         match (mlp.gate, &self.gate) {
             (Gate::SideBySide | Gate::Interleaved, _) => {
                 let joined = show(Point::MlpGateInput, self.input.times(read))?;
@@ -83,14 +85,14 @@ impl MlpWeights {
                 };
                 let active = show(Point::MlpActivation, gated(half(0), false))?;
                 let input = half(1).and_then(|input| mlp.bounded_input(input));
-                show(Point::Neurons, input.and_then(|input| product(active, &input, unseen.activation)))
+                show(Point::Neurons, input.and_then(|input| product(active, &input, over)))
             }
             (_, Some(gate)) => {
                 let gate = show(Point::MlpGate, gate.times(read))?;
                 let active = show(Point::MlpActivation, gated(Ok(gate), unseen.gate))?;
                 let input = show(Point::MlpInput, self.input.times(read))?;
                 let input = mlp.bounded_input(input);
-                show(Point::Neurons, input.and_then(|input| product(active, &input, unseen.activation)))
+                show(Point::Neurons, input.and_then(|input| product(active, &input, over)))
             }
             (_, None) => {
                 let hidden = show(Point::MlpInput, self.input.times(read))?;
@@ -149,6 +151,39 @@ mod tests {
         let (found, points) = neurons(Gate::None, &plain);
         assert!(found.allclose(&x.matmul(&input.tr()).silu(), 1e-5, 1e-5, false));
         assert_eq!(points, [Point::MlpInput, Point::MlpActivation]);
+    }
+
+    #[test]
+    fn what_is_seen_is_not_written_over() {
+        tch::manual_seed(1);
+        let random = |shape: &[i64]| Tensor::randn(shape, (Kind::Float, Device::Cpu));
+        let (x, gate, input, output) = (random(&[5, 4]), random(&[6, 4]), random(&[6, 4]), random(&[4, 6]));
+        let read = Factor::new(&x).unwrap();
+        let apart = MlpWeights { gate: Some(linear(&gate)), input: linear(&input), output: linear(&output) };
+        let joined =
+            MlpWeights { gate: None, input: linear(&Tensor::cat(&[&gate, &input], 0)), output: linear(&output) };
+        for activation in [Activation::Linear, Activation::Silu, Activation::GeluTanh] {
+            for (gate, weights) in [(Gate::Separate, &apart), (Gate::SideBySide, &joined), (Gate::None, &joined)] {
+                let mlp = Mlp { gate, ..Mlp::plain(6, activation) };
+                let seen = |unseen: Unseen, points: &[Point]| {
+                    let mut kept = Vec::new();
+                    let found = weights.neurons(&mlp, &read, unseen, |point, value| {
+                        let value = value?;
+                        if points.contains(&point) {
+                            kept.push((value.shallow_clone(), value.copy()));
+                        }
+                        Ok::<_, TchError>(value)
+                    });
+                    assert!(kept.iter().all(|(now, then)| now.equal(then)), "{gate:?}, {activation:?}");
+                    found.unwrap()
+                };
+                let all = seen(Unseen::default(), &[Point::MlpGate, Point::MlpActivation, Point::MlpInput]);
+                let gates = [Point::MlpGate, Point::MlpGateInput];
+                assert!(all.equal(&seen(Unseen { gate: false, ..Unseen::ALL }, &gates)));
+                assert!(all.equal(&seen(Unseen { input: false, ..Unseen::ALL }, &[Point::MlpInput])));
+                assert!(all.equal(&seen(Unseen { activation: false, ..Unseen::ALL }, &[Point::MlpActivation])));
+            }
+        }
     }
 
     #[test]
