@@ -1,4 +1,5 @@
-//! Readies libtorch before anything computes: its CUDA library is loaded (see `cuda`), and its vector functions are settled.
+//! Readies libtorch before anything computes: its CUDA library is loaded (see `cuda`), its vector functions are settled, and memory
+//! that is freed is kept for the next tensor.
 //!
 //! Libtorch hands `exp`, `ln`, `tanh`, `erf`, `sqrt` and eleven more functions over contiguous f32 and f64 to MKL's vector
 //! library. Its first call finds out which kernels suit the processor, and stores the answer twice in one variable, which no
@@ -10,6 +11,11 @@
 //!
 //! Every function goes through that variable, and whichever is called first settles it for all. So one small call on one
 //! thread is enough, and it has to come before any call that libtorch splits over threads.
+//!
+//! The allocator of the GNU C library gives large blocks back to the system when they are freed, and the next one comes as zeroed
+//! pages, each after a fault: up to an eighth of a forward over 512 tokens. What is large it learns from the largest block that
+//! was freed so far, 32 MiB at most (`mallopt(3)`, "dynamic mmap threshold"). One block of that size, which nobody writes to and which
+//! so takes no memory, teaches it at once. Other allocators do not mind.
 
 use std::sync::Once;
 
@@ -19,6 +25,9 @@ use crate::cuda::cuda_library;
 
 /// Set to anything, this leaves the vector functions unsettled, so that the fault can be looked for.
 const SKIP: &str = "TRANSFORMER_UTILS_UNPREPARED";
+
+/// Bytes of the largest block that the allocator can learn to keep: with what it adds, just below 32 MiB.
+const LARGEST_KEPT: i64 = (32 << 20) - (8 << 10);
 
 /// Readies libtorch, once in a process; later calls return at once.
 ///
@@ -36,6 +45,7 @@ pub fn prepare_libtorch() {
             // Eight numbers need no memory worth naming. If they cannot be had, the next tensor says so.
             let _ = settle();
         }
+        let _ = Tensor::f_empty([LARGEST_KEPT], (Kind::Uint8, Device::Cpu));
     });
 }
 
