@@ -1,4 +1,4 @@
-//! Which tensors are read together.
+//! Which tensors are read together, and in which pieces.
 
 use std::sync::Arc;
 
@@ -54,4 +54,36 @@ pub(super) fn spans<'a>(files: &Files, wanted: &[(usize, &'a TensorInfo)]) -> Re
         }
     }
     Ok(spans)
+}
+
+/// A piece of a span that fits one buffer.
+pub(super) struct Chunk {
+    /// The position of the span among all.
+    pub(super) span: usize,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+}
+
+impl Chunk {
+    /// Where what it holds of one tensor begins and ends; `None` where it holds nothing.
+    pub(super) fn part(&self, info: &TensorInfo) -> Option<(u64, u64)> {
+        let (from, to) = (self.begin.max(info.offset), self.end.min(info.offset + info.bytes()));
+        (from < to).then_some((from, to))
+    }
+}
+
+/// Cuts spans into pieces of at most `largest` bytes, a multiple of every element size. Where the tensors are aligned in
+/// the file the cuts are too, so that no element is cut and direct reads meet no block twice.
+pub(super) fn chunks(spans: &[Span<'_>], largest: u64) -> Vec<Chunk> {
+    let mut chunks = Vec::new();
+    for (number, span) in spans.iter().enumerate() {
+        let mut begin = span.begin;
+        while begin < span.end {
+            let cut = if span.aligned { (begin / largest + 1) * largest } else { begin + largest };
+            let end = cut.min(span.end);
+            chunks.push(Chunk { span: number, begin, end });
+            begin = end;
+        }
+    }
+    chunks
 }

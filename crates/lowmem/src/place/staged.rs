@@ -1,6 +1,6 @@
-//! Through buffers: what is converted, or goes to a device with memory of its own.
+//! Through buffers to a device with memory of its own, converted or not.
 //!
-//! A thread fills buffers while this one empties them, so reading overlaps with converting and sending.
+//! A thread fills buffers while this one empties them, so reading overlaps with sending.
 
 use std::{sync::mpsc, thread};
 
@@ -9,22 +9,10 @@ use tch::{Device, Tensor};
 use super::{
     cuda,
     division::Division,
-    placer::{Placed, Placer, fill_slot},
-    spans::{Span, spans},
+    placer::{Placed, Placer},
+    spans::{Chunk, chunks, spans},
 };
-use crate::{
-    Result,
-    files::shape_view,
-    index::TensorInfo,
-    read::{Buffer, prefer_huge_pages},
-};
-
-/// A piece of a span that fits one buffer.
-struct Chunk {
-    span: usize,
-    begin: u64,
-    end: u64,
-}
+use crate::{Result, index::TensorInfo, read::Buffer};
 
 /// A chunk that has been read.
 struct Filled<'a> {
@@ -39,16 +27,14 @@ fn division(device: Device, staging_bytes: u64) -> Division {
     if device.is_cuda() { cuda::page_locked(staging_bytes) } else { Division::ordinary(staging_bytes) }
 }
 
-/// Places `wanted` in pieces that never take more than the staging memory together; strided tensors come first, whole.
+/// Places `wanted` in pieces that never take more than the staging memory together.
 pub(super) fn place_staged(
     placer: &Placer<'_>,
     wanted: &[(usize, &TensorInfo)],
     slots: &mut [Option<Tensor>],
     placed: &mut Placed,
 ) -> Result<()> {
-    let (strided, plain): (Vec<_>, Vec<_>) = wanted.iter().partition(|(_, info)| info.strides.is_some());
-    place_strided(placer, &strided, slots, placed)?;
-    let spans = spans(placer.files, &plain)?;
+    let spans = spans(placer.files, wanted)?;
     let Some((_, first)) = spans.iter().flat_map(|span| &span.tensors).next() else { return Ok(()) };
     let Division { largest, buffers } = division(placer.device, placer.staging_bytes);
     let chunks = chunks(&spans, largest);
@@ -109,29 +95,6 @@ pub(super) fn place_staged(
     })
 }
 
-/// Elements out of order cannot pass in pieces; only transposed or sliced tensors of a `.bin` are like this.
-fn place_strided(
-    placer: &Placer<'_>,
-    wanted: &[(usize, &TensorInfo)],
-    slots: &mut [Option<Tensor>],
-    placed: &mut Placed,
-) -> Result<()> {
-    for &(slot, info) in wanted {
-        let file = placer.files.open(info)?;
-        let mut buffer = Buffer::new(info.extent(), Device::Cpu, true).map_err(placer.error(info))?;
-        let lead = buffer.fill(&file, info.offset, info.extent(), info.is_aligned())?;
-        placed.staging = placed.staging.max(buffer.allocated());
-        let copy = || {
-            let view = shape_view(&buffer.bytes(lead, info.extent())?, info)?;
-            view.f_to_device_(placer.device, placer.dtype.kind(), false, true)
-        };
-        fill_slot(slots, slot, copy().map_err(placer.error(info))?);
-        placed.allocated += info.elements() * placer.dtype.bytes();
-        placer.done(info, placed);
-    }
-    Ok(())
-}
-
 /// Copies what `chunk` holds of one tensor to its place.
 fn use_chunk(
     placer: &Placer<'_>,
@@ -141,18 +104,10 @@ fn use_chunk(
     placed: &mut Placed,
 ) -> Result<()> {
     let Filled { chunk, buffer, lead } = *filled;
-    let info_end = info.offset + info.bytes();
-    let (from, to) = (chunk.begin.max(info.offset), chunk.end.min(info_end));
-    if from >= to {
-        return Ok(());
-    }
+    let Some((from, to)) = chunk.part(info) else { return Ok(()) };
     if target.is_none() {
-        let fresh = placer.empty(info)?;
-        if placer.passing {
-            prefer_huge_pages(&fresh);
-        }
+        *target = Some(placer.empty(info)?);
         placed.allocated += info.elements() * placer.dtype.bytes();
-        *target = Some(fresh);
     }
     let Some(target) = target else { return Ok(()) };
     let width = info.dtype.bytes();
@@ -160,32 +115,13 @@ fn use_chunk(
     let copy = || {
         let piece = buffer.bytes(lead + from - chunk.begin, to - from)?.f_view_dtype(info.dtype.kind())?;
         let mut target = target.f_view([-1])?.f_narrow(0, first, count)?;
-        match placer.device {
-            Device::Cpu => target.f_copy_(&piece),
-            _ => cuda::send(placer, info, &piece, &mut target),
-        }
+        cuda::send(placer, info, &piece, &mut target)
     };
     copy().map_err(placer.error(info))?;
-    if to == info_end {
+    if to == info.offset + info.bytes() {
         placer.done(info, placed);
     }
     Ok(())
-}
-
-/// Cuts spans into pieces of at most `largest` bytes, a multiple of every element size. Where the tensors are aligned in
-/// the file the cuts are too, so that no element is cut and direct reads meet no block twice.
-fn chunks(spans: &[Span<'_>], largest: u64) -> Vec<Chunk> {
-    let mut chunks = Vec::new();
-    for (number, span) in spans.iter().enumerate() {
-        let mut begin = span.begin;
-        while begin < span.end {
-            let cut = if span.aligned { (begin / largest + 1) * largest } else { begin + largest };
-            let end = cut.min(span.end);
-            chunks.push(Chunk { span: number, begin, end });
-            begin = end;
-        }
-    }
-    chunks
 }
 
 #[cfg(test)]
@@ -200,8 +136,11 @@ mod tests {
     fn buffers_stay_within_the_staging_memory() {
         let least = BUFFERS * (ALIGNMENT + SLACK);
         for staging_bytes in (0..40).map(|step| least + step * 9_999_991) {
-            for device in [Device::Cpu, Device::Cuda(0)] {
-                let Division { largest, buffers } = division(device, staging_bytes);
+            for device in [Device::Cpu, Device::Mps, Device::Cuda(0)] {
+                let Division { largest, buffers } = match device {
+                    Device::Cpu => Division::converting(staging_bytes),
+                    _ => division(device, staging_bytes),
+                };
                 assert!(largest >= ALIGNMENT && largest.is_multiple_of(ALIGNMENT) && buffers >= BUFFERS);
                 let taken = if device.is_cuda() { (largest + SLACK).next_power_of_two() } else { largest + SLACK };
                 assert!(buffers * taken <= staging_bytes, "{device:?} {staging_bytes}: {buffers} of {taken}");
