@@ -127,7 +127,7 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let environment = Environment::from_process()?;
     let set_up = || steps::set_up(&environment, &Request::default()).map(|provided| report(&provided));
-    let set_up_beside = |build: &[&str]| {
+    let set_up_beside = |build: &[String]| {
         let compiling = Meanwhile::start(&environment, build);
         if compiling.is_running() {
             eprintln!(
@@ -151,12 +151,12 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Task::Demo { real, sentence, arguments } => {
-            set_up_beside(&steps::demo_build(&arguments))?;
+            set_up_beside(&steps::demo_build(real, &arguments))?;
             let model = if real { Some(xtask::real::SMOLLM2.provide(&environment)?) } else { None };
             steps::demo(&environment, model.as_deref(), sentence.as_deref(), &arguments)
         }
         Task::Test { .. } => {
-            set_up_beside(&steps::TEST_BUILD)?;
+            set_up_beside(&steps::test_build())?;
             // Not clap's, which has lost a leading `--`.
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
             steps::run(&mut steps::test(&environment, &arguments))?;
