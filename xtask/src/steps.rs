@@ -191,15 +191,16 @@ pub fn bench(environment: &Environment, arguments: &[OsString], provided: Option
 /// How Cargo builds the demonstration, of the bundled model or a `real` one.
 ///
 /// Without arguments it needs nothing from the Hub, and so no TLS. Where it also looks at the small bundled model, nothing of ours is
-/// optimised, nor what reads text: that takes a sixth of the time to compile, and the run a quarter of a second longer. What it
-/// has in common with the tests is built as they build it.
+/// optimised, nor what reads text: that takes a sixth of the time to compile, and the run a quarter of a second longer. Everything
+/// else is built as the tests build it.
 pub fn demo_build(real: bool, arguments: &[OsString]) -> Vec<String> {
     let own = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect::<Vec<_>>();
     let mut build = if real || !arguments.is_empty() {
         own(&["--release"])
     } else {
-        let ours = ["opt-level=0", "debug=false", "incremental=false"].map(str::to_owned);
-        let packages = ["regex-automata", "tokenizers"].map(|package| format!("package.{package}.opt-level=0"));
+        let ours = ["debug=false", "incremental=false"].map(str::to_owned);
+        let packages = ["lowmem", "models", "regex-automata", "tokenizers"]
+            .map(|package| format!("package.{package}.opt-level=0"));
         ours.iter()
             .chain(&packages)
             .flat_map(|setting| ["--config".to_owned(), format!("profile.dev.{setting}")])
