@@ -13,7 +13,7 @@ const TERMS: i64 = 768;
 
 /// From so many rows on, weights `[out, in]` stand on the right: as fast there, and the product need not be turned. The bits
 /// are the same on both sides, from 16 rows on.
-const MANY: i64 = 128;
+const MANY: i64 = 64;
 
 /// Entries of weights that are widened at a time: 4 MiB of f32, which stay in a processor's cache until they are multiplied.
 const WIDENED: i64 = 1 << 20;
@@ -27,7 +27,7 @@ const WIDENED: i64 = 1 << 20;
 /// | library | what is done |
 /// |---|---|
 /// | oneDNN | the rows are handed over once, and multiplied with weights of both layouts where they lie |
-/// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left of fewer than 128 rows |
+/// | BLAS | sums of more than 768 terms are cut into equal pieces; weights `[out, in]` stand on the left of fewer than 64 rows |
 /// | a single row | by us, on all processors, weights in f32, bf16 or f16 ([`lowmem::matrix_times_vector`]) |
 /// | bf16, widened | slices of the weights are converted to f32, 4 MiB at a time, and multiplied as above |
 ///
