@@ -230,13 +230,10 @@ impl Panel {
             Scale::Linear => self.chart(area, 0.0..x.1 * 1.04, 0.0..y.1 * 1.08),
             Scale::Logarithmic => {
                 // Where something was measured; of two whose numbers would touch, the larger.
-                let mut places: Vec<f64> = points().map(|point| point.0).collect();
-                places.sort_by(f64::total_cmp);
-                places.dedup();
                 let apart = (x.1 / x.0).ln() / 8.0;
-                let following: Vec<f64> = places.iter().skip(1).copied().chain([f64::INFINITY]).collect();
-                let mut following = following.into_iter();
-                places.retain(|place| following.next().is_none_or(|next| (next / place).ln() >= apart));
+                let mut places: Vec<f64> = points().map(|point| point.0).collect();
+                places.sort_by(|one, other| other.total_cmp(one));
+                places.dedup_by(|smaller, larger| (*larger / *smaller).ln() <= apart);
                 let (x, y) = (x.0 / 1.3..x.1 * 1.3, y.0 / 1.5..y.1 * 1.5);
                 let round = round(&y);
                 self.chart(area, x.log_scale().with_key_points(places), y.log_scale().with_key_points(round))
