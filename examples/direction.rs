@@ -2,10 +2,7 @@
 
 mod common;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -44,7 +41,7 @@ struct Flags {
     out: PathBuf,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

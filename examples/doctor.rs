@@ -7,7 +7,6 @@ use std::{
     fmt::Display,
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
@@ -21,7 +20,7 @@ use transformer_utils::{
     text::Tokenizer,
 };
 
-use common::{model, output, system, table};
+use common::{Status, model, output, system, table};
 
 /// Say what is there and what is missing.
 ///
@@ -70,11 +69,11 @@ impl Finding {
     }
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 
-fn run(flags: Flags) -> Result<ExitCode> {
+fn run(flags: Flags) -> Result<Status> {
     if let Some(json) = &flags.json {
         output::check_writable(json)?;
     }
@@ -100,7 +99,7 @@ fn run(flags: Flags) -> Result<ExitCode> {
     };
     common::print(table::columns(&findings.iter().map(row).collect::<Vec<_>>()).trim_end())?;
     let usable = findings.iter().all(|finding| finding.state != State::Bad);
-    Ok(if usable { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    Ok(Status(if usable { 0 } else { 1 }))
 }
 
 /// The release that tch was written for.

@@ -3,8 +3,6 @@
 mod classify;
 mod common;
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 use classify::TrainingFlags;
@@ -23,6 +21,6 @@ struct Flags {
     training: TrainingFlags,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(|flags: Flags| classify::run(&flags.training, None).map(drop))
 }

@@ -3,8 +3,6 @@
 mod classify;
 mod common;
 
-use std::process::ExitCode;
-
 use clap::Parser;
 
 use classify::TrainingFlags;
@@ -24,6 +22,6 @@ struct Flags {
     base_learning_rate: f64,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(|flags: Flags| classify::run(&flags.training, Some(flags.base_learning_rate)).map(drop))
 }

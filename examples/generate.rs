@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{io::Write, ops::ControlFlow, process::ExitCode, sync::Arc};
+use std::{io::Write, ops::ControlFlow, sync::Arc};
 
 use anyhow::Result;
 use clap::Parser;
@@ -93,7 +93,7 @@ impl Flags {
     }
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

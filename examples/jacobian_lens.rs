@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::{Parser, ValueEnum};
@@ -49,7 +49,7 @@ enum Store {
     F32,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{path::PathBuf, time::Instant};
 
 use anyhow::Result;
 use clap::Parser;
@@ -28,7 +28,7 @@ struct Flags {
     json: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -5,7 +5,6 @@ mod common;
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    process::ExitCode,
     str::FromStr,
 };
 
@@ -122,7 +121,7 @@ fn measure(name: &str) -> Result<Measure, String> {
     Measure::from_str(name).map_err(|error| error.to_string())
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -6,7 +6,6 @@ use std::{
     collections::HashMap,
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
@@ -127,7 +126,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const STATE: &str = "training.safetensors";
 const PROGRESS: &str = "training.json";
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -6,7 +6,6 @@ use std::{
     ffi::OsStr,
     ops::ControlFlow,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
@@ -74,7 +73,7 @@ struct Flags {
     json: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -5,7 +5,7 @@ mod common;
 mod corpus;
 mod sites;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Instant};
+use std::{collections::BTreeMap, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use clap::{Parser, Subcommand};
@@ -90,7 +90,7 @@ enum Command {
     Merge(corpus::MergeFlags),
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -15,34 +15,54 @@ pub mod tensors;
 pub mod terminal;
 pub mod texts;
 
-use std::{
-    io::Write,
-    process::{ExitCode, Termination},
-};
+use std::io::{ErrorKind, Write};
 
 use clap::{
     Parser,
-    error::{ContextKind, ContextValue, ErrorKind},
+    error::{ContextKind, ContextValue, ErrorKind as Complaint},
 };
 
-/// Runs a program on its flags: an error, in the flags or later, becomes one line on standard error and exit code 2.
-pub fn main<Flags: Parser, T: Termination>(program: impl FnOnce(Flags) -> anyhow::Result<T>) -> ExitCode {
+/// The exit code of a program that ran.
+pub struct Status(pub u8);
+
+impl From<()> for Status {
+    fn from((): ()) -> Self {
+        Self(0)
+    }
+}
+
+/// Runs a program on its flags, and ends the process: an error, in the flags or later, becomes one line on standard error and
+/// exit code 2.
+///
+/// Nothing runs after the program: libtorch would take down its thousands of operators one by one, which takes a third of the
+/// time that a program on a small model has, to give back memory that the system takes back anyway.
+pub fn main<Flags: Parser, S: Into<Status>>(program: impl FnOnce(Flags) -> anyhow::Result<S>) -> ! {
+    let Status(mut code) = run(program);
+    if let Err(error) = std::io::stdout().flush()
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        code = fail(&format!("standard output: {error}")).0;
+    }
+    signal_hook::low_level::exit(code.into())
+}
+
+fn run<Flags: Parser, S: Into<Status>>(program: impl FnOnce(Flags) -> anyhow::Result<S>) -> Status {
     let flags = match Flags::try_parse() {
         Ok(flags) => flags,
-        Err(error) if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) => {
+        Err(error) if matches!(error.kind(), Complaint::DisplayHelp | Complaint::DisplayVersion) => {
             // Somebody who closes the pipe has read enough of the help.
             let _ = error.print();
-            return ExitCode::SUCCESS;
+            return Status(0);
         }
         Err(error) => return fail(&usage_error(&error)),
     };
     match program(flags) {
-        Ok(outcome) => outcome.report(),
+        Ok(outcome) => outcome.into(),
         Err(error) => {
             // A closed pipe (`| head`) is the reader's choice, not a failure.
             let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
-            if causes.any(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
-                return ExitCode::SUCCESS;
+            if causes.any(|error| error.kind() == ErrorKind::BrokenPipe) {
+                return Status(0);
             }
             fail(&one_line(&error))
         }
@@ -56,9 +76,9 @@ pub fn print(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn fail(line: &str) -> ExitCode {
+fn fail(line: &str) -> Status {
     eprintln!("error: {line}");
-    ExitCode::from(2)
+    Status(2)
 }
 
 /// What clap says over several lines, on one: the complaint and the nearest flags.

@@ -8,7 +8,6 @@ mod texts;
 use std::{
     io::Write,
     path::{Path, PathBuf},
-    process::ExitCode,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -195,7 +194,7 @@ enum MetricName {
     Kl,
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 

@@ -8,7 +8,6 @@ mod weights;
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::ExitCode,
     time::Instant,
 };
 
@@ -81,7 +80,7 @@ impl StoredDtype {
     }
 }
 
-fn main() -> ExitCode {
+fn main() -> ! {
     common::main(run)
 }
 
