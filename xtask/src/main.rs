@@ -134,7 +134,7 @@ fn run(cli: Cli) -> Result<()> {
                 "The first time takes some minutes; Cargo shows how far it is. What needs no libtorch is compiled meanwhile."
             );
         }
-        set_up()
+        set_up().map(|()| compiling.finish())
     };
     match cli.command {
         Task::Libtorch(options) => {
