@@ -1,4 +1,4 @@
-"""How long a whole forward of transformers takes, attention by sdpa.
+"""How long a whole forward of transformers takes, attention by sdpa, or eager for families that have no other.
 
 usage: forward.py FOLDER DTYPE LENGTHS REPEATS      (DTYPE: float32, bfloat16; LENGTHS: 1,45,512)
 """
@@ -11,7 +11,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 folder, dtype, lengths, repeats = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3], int(sys.argv[4])
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+try:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+except ValueError:  # GPT-Neo.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 forward = {}
 with torch.no_grad():
     for length in map(int, lengths.split(",")):

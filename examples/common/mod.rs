@@ -34,8 +34,8 @@ impl From<()> for Status {
 /// Runs a program on its flags, and ends the process: an error, in the flags or later, becomes one line on standard error and
 /// exit code 2.
 ///
-/// Nothing runs after the program: libtorch would take down its thousands of operators one by one, which takes a third of the
-/// time that a program on a small model has, to give back memory that the system takes back anyway.
+/// Nothing runs after the program: libtorch would take down its thousands of operators one by one, which takes a tenth of a
+/// second, to give back memory that the system takes back anyway.
 pub fn main<Flags: Parser, S: Into<Status>>(program: impl FnOnce(Flags) -> anyhow::Result<S>) -> ! {
     let Status(mut code) = run(program);
     if let Err(error) = std::io::stdout().flush()
