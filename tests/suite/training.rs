@@ -235,7 +235,9 @@ fn what_was_trainable_can_be_frozen_again_as_it_is() {
     model.freeze(0..model.parts().len()).unwrap();
     let frozen = model.logits([1, 2, 3]).unwrap();
     assert!(trained.requires_grad() && !frozen.requires_grad());
-    assert!(frozen.equal(&trained) && !frozen.equal(&clean));
+    // Products that gradients come back to are libtorch's own, others may be another library's.
+    let apart = |other: &Tensor| (&frozen - other).abs().max().double_value(&[]);
+    assert!(apart(&trained) < 1e-5 && apart(&clean) > 1e-2, "{} {}", apart(&trained), apart(&clean));
     // And the other way round, as often as one likes.
     assert!(model.trainable([0]).unwrap().iter().all(|(_, leaf)| leaf.requires_grad()));
     assert!(model.logits([1, 2, 3]).unwrap().requires_grad());
