@@ -12,6 +12,9 @@ use super::child::status_mib;
 pub struct Machine {
     /// What the processor calls itself.
     pub processor: String,
+    /// What tells two generations of one name apart: `family 25, model 17`. Empty where the system does not say, and in older files.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub generation: String,
     /// Who made it: `GenuineIntel`, `AuthenticAMD`.
     pub vendor: String,
     /// Those of its instruction sets that matrix products use.
@@ -71,6 +74,7 @@ impl Machine {
         let commit = git(&["rev-parse", "--short=12", "HEAD"]).unwrap_or_default();
         Self {
             processor: field(&text, "model name").unwrap_or_else(|| format!("{} processor", std::env::consts::ARCH)),
+            generation: generation(&text),
             vendor: field(&text, "vendor_id").unwrap_or_else(|| "unknown".into()),
             features: features.map(str::to_owned).collect(),
             cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
@@ -83,9 +87,18 @@ impl Machine {
         }
     }
 
+    /// The processor, with its generation where it is known.
+    pub fn name(&self) -> String {
+        if self.generation.is_empty() {
+            self.processor.clone()
+        } else {
+            format!("{}, {}", self.processor, self.generation)
+        }
+    }
+
     /// The processor and its cores as a file may be called: `amd-epyc-2-cores`.
     pub fn slug(&self) -> String {
-        let text = format!("{}-{}-cores", self.processor, self.cores).to_lowercase();
+        let text = format!("{}-{}-{}-cores", self.processor, self.generation, self.cores).to_lowercase();
         let words = text.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
         // What `(R)` and `(TM)` leave.
         words.filter(|word| !matches!(*word, "r" | "tm" | "cpu")).collect::<Vec<_>>().join("-")
@@ -95,8 +108,8 @@ impl Machine {
 impl fmt::Display for Machine {
     /// One line: date, processor, memory, libtorch, commit.
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { date, processor, vendor, cores, memory_gib, libtorch, commit, .. } = self;
-        write!(formatter, "{date}: {processor} ({vendor}), {cores} cores")?;
+        let Self { date, cores, memory_gib, libtorch, commit, .. } = self;
+        write!(formatter, "{date}: {} ({}), {cores} cores", self.name(), self.vendor)?;
         if *memory_gib > 0.0 {
             write!(formatter, ", {memory_gib:.0} GiB of memory")?;
         }
@@ -105,10 +118,18 @@ impl fmt::Display for Machine {
     }
 }
 
+/// The generation of a processor for x86, by the text of `/proc/cpuinfo`.
+fn generation(text: &str) -> String {
+    match (field(text, "cpu family"), field(text, "model")) {
+        (Some(family), Some(model)) => format!("family {family}, model {model}"),
+        _ => String::new(),
+    }
+}
+
 /// The first value of a field in the text of `/proc/cpuinfo`.
 fn field(text: &str, name: &str) -> Option<String> {
-    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(line.trim_start().strip_prefix(':')?.trim().to_owned())
+    let value = |line: &str| Some(line.strip_prefix(name)?.trim_start().strip_prefix(':')?.trim().to_owned());
+    text.lines().find_map(value)
 }
 
 #[cfg(test)]
@@ -120,6 +141,8 @@ mod tests {
         let text = "processor\t: 0\nmodel name\t: Intel(R) Xeon(R) @ 2.60GHz\nmodel name\t: another\n";
         assert_eq!(field(text, "model name").as_deref(), Some("Intel(R) Xeon(R) @ 2.60GHz"));
         assert_eq!(field("Hardware: board\n", "model name"), None);
+        assert_eq!(generation(&format!("{text}cpu family\t: 25\nmodel\t\t: 17\n")), "family 25, model 17");
+        assert_eq!(generation(text), "");
     }
 
     #[test]
@@ -128,5 +151,9 @@ mod tests {
         assert_eq!(slug("Intel(R) Xeon(R) CPU @ 2.60GHz"), "intel-xeon-2-60ghz-2-cores");
         assert_eq!(slug("AMD EPYC"), "amd-epyc-2-cores");
         assert_eq!(slug("../x"), "x-2-cores");
+        let (processor, generation) = ("AMD EPYC".to_owned(), "family 25, model 17".to_owned());
+        let machine = Machine { processor, generation, cores: 2, ..Machine::default() };
+        assert_eq!(machine.slug(), "amd-epyc-family-25-model-17-2-cores");
+        assert_eq!(machine.name(), "AMD EPYC, family 25, model 17");
     }
 }

@@ -97,7 +97,7 @@ pub fn page(all: &[Results]) -> Result<(String, Vec<Picture>)> {
         let Some(last) = runs.last() else { continue };
         let machine = &last.machine;
         // Writing to a string cannot fail.
-        let _ = write!(text, "\n## {}, {} cores\n\n{}", machine.processor, machine.cores, machine.vendor);
+        let _ = write!(text, "\n## {}, {} cores\n\n{}", machine.name(), machine.cores, machine.vendor);
         if machine.memory_gib > 0.0 {
             let _ = write!(text, ", {:.0} GiB of memory", machine.memory_gib);
         }

@@ -15,27 +15,25 @@ fn matches_hugging_face_at_every_name() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("activations.safetensors");
     for case in cases() {
-        for batch in ["single", "right"] {
-            let names: Vec<&str> = case.expected(batch).map(|(name, _)| name).collect();
-            if names.is_empty() {
-                continue;
+        // One process for each: what every path computes from every input is proved in `suite`.
+        let mut batches = ["right", "single"].into_iter();
+        let Some(batch) = batches.find(|batch| case.expected(batch).next().is_some()) else { continue };
+        let names: Vec<&str> = case.expected(batch).map(|(name, _)| name).collect();
+        let mut rows = case.ids(batch);
+        if let Some(mask) = case.json[batch].get("attention_mask") {
+            for (row, mask) in rows.iter_mut().zip(matrix(mask)) {
+                row.truncate(mask.iter().sum::<i64>() as usize);
             }
-            let mut rows = case.ids(batch);
-            if let Some(mask) = case.json[batch].get("attention_mask") {
-                for (row, mask) in rows.iter_mut().zip(matrix(mask)) {
-                    row.truncate(mask.iter().sum::<i64>() as usize);
-                }
-            }
-            let [model, out_text] = [&case.folder, &out].map(|path| path.display().to_string());
-            let (ids, asked_text) = (ids(&rows), names.join(","));
-            let arguments =
-                ["--model", &model, "--dtype", "f32", "--ids", &ids, "--names", &asked_text, "--out", &out_text];
-            succeed("activations", &arguments);
-            let found = tensors(&out);
-            for (name, expected) in case.expected(batch) {
-                let error = relative_error(&found[name], expected);
-                assert!(error <= TOLERANCE, "{} {batch} {name}: relative error {error:.1e}", case.name);
-            }
+        }
+        let [model, out_text] = [&case.folder, &out].map(|path| path.display().to_string());
+        let (ids, asked_text) = (ids(&rows), names.join(","));
+        let arguments =
+            ["--model", &model, "--dtype", "f32", "--ids", &ids, "--names", &asked_text, "--out", &out_text];
+        succeed("activations", &arguments);
+        let found = tensors(&out);
+        for (name, expected) in case.expected(batch) {
+            let error = relative_error(&found[name], expected);
+            assert!(error <= TOLERANCE, "{} {batch} {name}: relative error {error:.1e}", case.name);
         }
     }
 }

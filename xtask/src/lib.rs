@@ -14,8 +14,10 @@
 //! | [`engines`] | the recipes of `engines/`, run on Slurm, Ray and an object store of this machine |
 //! | [`download`], [`unpack`] | bytes from a server, files from a zip |
 //! | [`link`] | the `.libtorch` link |
+//! | [`build`] | builds by Cargo: beside a download, and with the time that they still take |
 //! | [`steps`] | running Cargo, and what is checked before |
 
+pub mod build;
 pub mod cache;
 pub mod download;
 #[cfg(unix)]

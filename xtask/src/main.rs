@@ -1,14 +1,19 @@
 //! `cargo xtask`: set-up and checks.
 
-use std::{ffi::OsString, process::ExitCode};
+use std::{
+    ffi::OsString,
+    process::{Command, ExitCode, Stdio},
+    time::Instant,
+};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xtask::{
+    build::{Meanwhile, Progress},
     environment::Environment,
     libtorch::{From, Provided, Request},
     routes::Flavour,
-    steps::{self, Meanwhile},
+    steps,
 };
 
 /// Set-up and checks for the workspace. Every command first makes sure that libtorch is there.
@@ -127,14 +132,19 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<()> {
     let environment = Environment::from_process()?;
     let set_up = || steps::set_up(&environment, &Request::default()).map(|provided| report(&provided));
-    let set_up_beside = |build: &[String]| {
-        let compiling = Meanwhile::start(&environment, build);
+    // What needs no libtorch beside fetching that. The rest only where somebody watches: what is run next would build it, too.
+    let build = |arguments: &[String], command: &mut Command| -> Result<()> {
+        let since = Instant::now();
+        let compiling = Meanwhile::start(&environment, arguments);
         if compiling.is_running() {
             eprintln!(
-                "The first time takes some minutes; Cargo shows how far it is. What needs no libtorch is compiled meanwhile."
+                "The first time takes some minutes. What needs no libtorch is compiled while libtorch is fetched."
             );
         }
-        set_up().map(|()| compiling.finish())
+        set_up()?;
+        let mut progress = Progress::new(&environment, arguments, since);
+        compiling.finish(progress.as_mut());
+        progress.map_or(Ok(()), |progress| progress.build(command))
     };
     match cli.command {
         Task::Libtorch(options) => {
@@ -151,14 +161,19 @@ fn run(cli: Cli) -> Result<()> {
             Ok(())
         }
         Task::Demo { real, sentence, arguments } => {
-            set_up_beside(&steps::demo_build(real, &arguments))?;
+            let chosen = steps::demo_build(real, &arguments);
+            build(&chosen, steps::cargo(&environment).arg("build").args(&chosen))?;
             let model = if real { Some(xtask::real::SMOLLM2.provide(&environment)?) } else { None };
             steps::demo(&environment, model.as_deref(), sentence.as_deref(), &arguments)
         }
         Task::Test { .. } => {
-            set_up_beside(&steps::test_build())?;
             // Not clap's, which has lost a leading `--`.
             let arguments: Vec<_> = std::env::args_os().skip(2).collect();
+            if arguments.is_empty() {
+                build(&steps::test_build(), steps::test(&environment, &["--no-run".into()]).stdin(Stdio::null()))?;
+            } else {
+                set_up()?;
+            }
             steps::run(&mut steps::test(&environment, &arguments))?;
             // Whoever asks for some tests gets those.
             if arguments.is_empty() { steps::run(&mut steps::downstream(&environment)?) } else { Ok(()) }

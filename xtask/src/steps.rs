@@ -3,9 +3,9 @@
 use std::{
     ffi::{OsStr, OsString},
     fs,
-    io::{self, BufRead, BufReader, Write},
+    io::{self, Write},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Command, Stdio},
 };
 
 use anyhow::{Context, Result, bail, ensure};
@@ -282,59 +282,6 @@ pub fn demo(
     Ok(())
 }
 
-/// A build of everything that does not need libtorch, while libtorch is on its way. Ends with this value.
-pub struct Meanwhile(Option<Child>);
-
-impl Meanwhile {
-    /// Starts it, unless libtorch is there already.
-    pub fn start(environment: &Environment, build: &[String]) -> Self {
-        let there = environment.user_libtorch().is_some()
-            || environment.get("LIBTORCH_USE_PYTORCH").is_some()
-            || environment.link().join("lib").is_dir();
-        if there {
-            return Self(None);
-        }
-        // The package that links libtorch fails, even where libtorch has come before its turn, and what needs it is left for
-        // later: for a build that shows how far it is.
-        let mut command = cargo(environment);
-        command.args(["build", "--keep-going", "--quiet"]).args(build);
-        command.env("LIBTORCH", environment.workspace.join("no-libtorch-yet"));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        // A group of its own, so that compilers end with their Cargo.
-        #[cfg(unix)]
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
-        Self(command.spawn().ok())
-    }
-
-    /// Whether there was a reason to start it.
-    pub fn is_running(&self) -> bool {
-        self.0.is_some()
-    }
-
-    /// Ends it, now that libtorch is there, once the package that links libtorch has had its turn: what that package waits for is
-    /// compiled then. It takes longest of all, and what is ended half-way has to be done again.
-    pub fn finish(mut self) {
-        let complaints = self.0.as_mut().and_then(|child| child.stderr.take());
-        if let Some(complaints) = complaints {
-            let reached = |line: io::Result<String>| line.map_or(true, |line| line.contains("torch-sys"));
-            BufReader::new(complaints).lines().any(reached);
-        }
-    }
-}
-
-impl Drop for Meanwhile {
-    fn drop(&mut self) {
-        let Some(child) = &mut self.0 else { return };
-        #[cfg(unix)]
-        if let Some(group) = rustix::process::Pid::from_raw(child.id() as i32) {
-            // Gone already, if it was quicker.
-            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::TERM);
-        }
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
 /// One step of a check.
 pub struct Step {
     /// For the summary.
@@ -412,14 +359,19 @@ fn missing(environment: &Environment, step: &Step) -> Result<()> {
 /// # Errors
 /// If it cannot be started or does not succeed.
 pub fn run(command: &mut Command) -> Result<()> {
-    let program = Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    let arguments: Vec<_> = command.get_args().map(quoted).collect();
-    let shown = format!("{program} {}", arguments.join(" "));
+    let shown = shown(command);
     eprintln!("\n> {shown}");
     io::stderr().flush().context("standard error")?;
     let status = command.status().with_context(|| format!("starting `{shown}`"))?;
     ensure!(status.success(), "`{shown}` ended with {status}");
     Ok(())
+}
+
+/// A command as one would type it.
+pub(crate) fn shown(command: &Command) -> String {
+    let program = Path::new(command.get_program()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    let arguments: Vec<_> = command.get_args().map(quoted).collect();
+    format!("{program} {}", arguments.join(" "))
 }
 
 /// An argument as a shell would take it, near enough to be copied.
@@ -453,42 +405,6 @@ mod tests {
         assert!(build(false, &[]).ends_with(lean) && !build(false, &[]).contains("--release"));
         assert_eq!(build(true, &[]), format!("--release {lean}"));
         assert_eq!(build(false, &["--model".into()]), "--release --example logit_lens");
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn what_needs_no_libtorch_is_compiled_until_it_is_there() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let (cargo, started) = (folder.path().join("cargo"), folder.path().join("started"));
-        // Writes down its arguments and its number, reaches the package that fails, and would work for a minute.
-        let script = format!(
-            "#!/bin/sh\necho $$ \"$@\" > {0}.part; mv {0}.part {0}\n\
-            echo warning >&2; touch {0}.reached; echo 'error: failed to run `torch-sys v0.26.0`' >&2; sleep 60\n",
-            started.display()
-        );
-        std::fs::write(&cargo, script).unwrap();
-        std::fs::set_permissions(&cargo, std::fs::Permissions::from_mode(0o755)).unwrap();
-        let mut environment = environment(&[("CARGO", cargo.to_str().unwrap())]);
-        environment.workspace = folder.path().to_owned();
-
-        let compiling = Meanwhile::start(&environment, &["--release".to_owned()]);
-        assert!(compiling.is_running());
-        let line = loop {
-            if let Ok(line) = std::fs::read_to_string(&started) {
-                break line;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        };
-        let (process, arguments) = line.trim().split_once(' ').unwrap();
-        assert_eq!(arguments, "build --keep-going --quiet --release");
-        compiling.finish();
-        assert!(folder.path().join("started.reached").is_file(), "it was not waited for");
-        let process = rustix::process::Pid::from_raw(process.parse().unwrap()).unwrap();
-        assert!(rustix::process::test_kill_process(process).is_err(), "it goes on");
-
-        std::fs::create_dir_all(environment.link().join("lib")).unwrap();
-        assert!(!Meanwhile::start(&environment, &["--release".to_owned()]).is_running());
     }
 
     #[test]
