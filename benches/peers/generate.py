@@ -14,7 +14,10 @@ from transformers import AutoModelForCausalLM
 
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 tokens, cached, uncached, repeats = map(int, sys.argv[3:7])
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+try:
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
+except ValueError:  # GPT-Neo.
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
 model.generation_config.eos_token_id = None
 ids = torch.arange(1000, 1000 + 23 * tokens, 23)[None]
 
