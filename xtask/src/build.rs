@@ -1,7 +1,7 @@
 //! Builds by Cargo: beside a download, and with the time that they still take.
 //!
 //! Cargo counts what it has built, which says little: one C++ file takes as long as a hundred small packages. Here
-//! every package is counted by the time that it takes, known ahead for those that take long ([`SLOW`]), and the time that has
+//! every package is counted by the time that it takes, known ahead for those that take long, and the time that has
 //! passed says how fast this machine is. Only on a terminal; elsewhere Cargo's own lines are all that anyone wants.
 
 use std::{
