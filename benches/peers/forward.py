@@ -11,10 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 folder, dtype, lengths, repeats = sys.argv[1], getattr(torch, sys.argv[2]), sys.argv[3], int(sys.argv[4])
-try:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
-except ValueError:  # GPT-Neo.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+# Its default: sdpa, and eager for families that have none (GPT-Neo).
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 forward = {}
 with torch.no_grad():
     for length in map(int, lengths.split(",")):

@@ -14,10 +14,8 @@ from transformers import AutoModelForCausalLM
 
 folder, dtype = sys.argv[1], getattr(torch, sys.argv[2])
 tokens, cached, uncached, repeats = map(int, sys.argv[3:7])
-try:
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="sdpa").eval()
-except ValueError:  # GPT-Neo.
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager").eval()
+# Its default: sdpa, and eager for families that have none (GPT-Neo).
+model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
 model.generation_config.eos_token_id = None
 ids = torch.arange(1000, 1000 + 23 * tokens, 23)[None]
 

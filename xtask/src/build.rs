@@ -59,10 +59,11 @@ const LINKED: f64 = 4.0;
 const CHAIN: [&str; 7] = ["torch_sys", "tch", "lowmem", "models", "partial", "lens", "transformer_utils"];
 
 /// What a build has left to do.
-#[derive(Debug, Clone, PartialEq)]
 struct Work {
     /// By unit, the seconds that it takes.
     left: BTreeMap<String, f64>,
+    /// By package that is being compiled, when that began, in seconds of the build.
+    begun: BTreeMap<String, f64>,
     processors: f64,
     /// The seconds of all that was not there already.
     whole: f64,
@@ -77,36 +78,50 @@ impl Work {
             None => USUAL,
         };
         let left: BTreeMap<_, _> = units.into_iter().map(|unit| (unit.clone(), seconds(&unit))).collect();
-        let mut work = Self { left, processors: processors.max(1) as f64, whole: 0.0 };
-        work.whole = work.seconds();
+        let mut work = Self { left, begun: BTreeMap::new(), processors: processors.max(1) as f64, whole: 0.0 };
+        work.whole = work.seconds(0.0);
         work
     }
 
-    /// Seconds that the rest takes on the machine that [`SLOW`] is from, with as many processors as here.
-    fn seconds(&self) -> f64 {
-        let chain: f64 = CHAIN.iter().filter_map(|unit| self.left.get(*unit)).sum();
-        (self.left.values().sum::<f64>() / self.processors).max(chain)
+    /// Seconds that the rest takes on the machine that [`SLOW`] is from, with as many processors as here, when the build has taken
+    /// `passed` seconds.
+    fn seconds(&self, passed: f64) -> f64 {
+        // Of what is being compiled, as much is done as time has passed, but never all.
+        let rest = |unit: &str, seconds: f64| {
+            let done = self.begun.get(unit).map_or(0.0, |begun| (passed - begun).clamp(0.0, 0.9 * seconds));
+            seconds - done
+        };
+        let all: f64 = self.left.iter().map(|(unit, seconds)| rest(unit, *seconds)).sum();
+        let chain: f64 = CHAIN.iter().filter_map(|unit| Some(rest(unit, *self.left.get(*unit)?))).sum();
+        (all / self.processors).max(chain)
+    }
+
+    /// The compiler was started for a package.
+    fn begins(&mut self, package: String, passed: Duration) {
+        self.begun.entry(package).or_insert(passed.as_secs_f64());
     }
 
     /// `unit` is there, and was `before` the build: then it says nothing of the machine's speed.
     fn built(&mut self, unit: &str, before: bool) {
-        let seconds = self.seconds();
+        let seconds = self.seconds(0.0);
         self.left.remove(unit);
         if before {
-            self.whole -= seconds - self.seconds();
+            self.whole -= seconds - self.seconds(0.0);
         }
     }
 
     /// How much is done, 0 to 1.
-    fn share(&self) -> f64 {
-        if self.whole > 0.0 { (1.0 - self.seconds() / self.whole).clamp(0.0, 1.0) } else { 1.0 }
+    fn share(&self, passed: Duration) -> f64 {
+        if self.whole > 0.0 { (1.0 - self.seconds(passed.as_secs_f64()) / self.whole).clamp(0.0, 1.0) } else { 1.0 }
     }
 
     /// What is left, when the build has taken `passed`.
     fn time(&self, passed: Duration) -> Duration {
+        let passed = passed.as_secs_f64();
+        let left = self.seconds(passed);
         // As if ten seconds had passed as foreseen: the first few packages are no measure.
-        let pace = (passed.as_secs_f64() + 10.0) / (self.whole - self.seconds() + 10.0);
-        Duration::from_secs_f64((pace * self.seconds()).max(0.0))
+        let pace = (passed + 10.0) / (self.whole - left + 10.0).max(1.0);
+        Duration::from_secs_f64((pace * left).max(0.0))
     }
 }
 
@@ -152,6 +167,12 @@ fn unit(line: &str) -> Option<(String, bool)> {
     Some((name(&message["target"], test)?, message["fresh"].as_bool()?))
 }
 
+/// The package that a line, with colours or without, says is being compiled.
+fn begun(line: &str) -> Option<String> {
+    let mut words = line.split_whitespace().skip_while(|word| !word.contains("Compiling"));
+    words.nth(1).map(|package| package.replace('-', "_"))
+}
+
 /// What a unit is called here: a library as in Rust's paths, everything else with its kind, what has tests within with `test`.
 /// Scripts that build are part of their package.
 fn name(target: &Value, test: bool) -> Option<String> {
@@ -182,7 +203,7 @@ fn units(environment: &Environment, build: &[String]) -> Result<Vec<String>> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     };
     // Libraries by what depends on what, of which the flags that choose packages and features are enough.
-    let mut arguments = vec!["tree", "--quiet", "--prefix", "none", "--format", "{lib}", "--edges", "normal,build,dev"];
+    let mut arguments = vec!["tree", "--prefix", "none", "--format", "{lib}", "--edges", "normal,build,dev"];
     let (mut all, mut units) = (false, Vec::new());
     let mut flags = build.iter().map(String::as_str);
     while let Some(flag) = flags.next() {
@@ -195,8 +216,7 @@ fn units(environment: &Environment, build: &[String]) -> Result<Vec<String>> {
     }
     units.extend(says(&arguments)?.lines().filter_map(|line| line.split(' ').next()).map(str::to_owned));
     if all {
-        let metadata: Value =
-            serde_json::from_str(&says(&["metadata", "--quiet", "--no-deps", "--format-version", "1"])?)?;
+        let metadata: Value = serde_json::from_str(&says(&["metadata", "--no-deps", "--format-version", "1"])?)?;
         let packages = metadata["packages"].as_array().into_iter().flatten();
         let targets =
             packages.filter(|package| package["name"] != "bench").filter_map(|package| package["targets"].as_array());
@@ -292,18 +312,19 @@ impl Progress {
 
     /// Shows how far a build is, and gives its lines to `show`, until it ends or a line `is_last`.
     fn follow(&mut self, said: &Receiver<Said>, show: impl Fn(&str), is_last: impl Fn(&str) -> bool) {
-        let mut changed = Instant::now();
         loop {
-            let left = self.work.time(changed.duration_since(self.since)).saturating_sub(changed.elapsed());
-            self.bar.set_message(words(left));
-            self.bar.set_position((self.work.share() * 1000.0) as u64);
+            let passed = self.since.elapsed();
+            self.bar.set_message(words(self.work.time(passed)));
+            self.bar.set_position((self.work.share(passed) * 1000.0) as u64);
             match said.recv_timeout(Duration::from_millis(500)) {
-                Ok(Said::Built(unit, before)) => {
-                    self.work.built(&unit, before);
-                    changed = Instant::now();
-                }
+                Ok(Said::Built(unit, before)) => self.work.built(&unit, before),
                 Ok(Said::Line(line)) if is_last(&line) => return,
-                Ok(Said::Line(line)) => show(&line),
+                Ok(Said::Line(line)) => {
+                    if let Some(package) = begun(&line) {
+                        self.work.begins(package, passed);
+                    }
+                    show(&line);
+                }
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return,
             }
@@ -314,10 +335,13 @@ impl Progress {
     ///
     /// # Errors
     /// If it cannot be started or does not succeed.
-    pub fn build(mut self, command: &mut Command) -> Result<()> {
+    pub fn build(mut self, environment: &Environment, command: &mut Command) -> Result<()> {
         let shown = steps::shown(command);
-        self.bar.println(format!("\n> {shown}"));
-        coloured(command.args(MESSAGES));
+        command.args(MESSAGES);
+        // As on the terminal that Cargo no longer sees, unless somebody wants it otherwise.
+        if environment.get("CARGO_TERM_COLOR").is_none() && environment.get("NO_COLOR").is_none() {
+            command.env("CARGO_TERM_COLOR", "always");
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().with_context(|| format!("starting `{shown}`"))?;
         let said = listen(&mut child);
@@ -327,13 +351,6 @@ impl Progress {
         let status = child.wait().with_context(|| format!("waiting for `{shown}`"))?;
         ensure!(status.success(), "`{shown}` ended with {status}");
         Ok(())
-    }
-}
-
-/// Colours as on the terminal that Cargo no longer sees, unless somebody wants others.
-fn coloured(command: &mut Command) {
-    if std::env::var_os("CARGO_TERM_COLOR").is_none() && std::env::var_os("NO_COLOR").is_none() {
-        command.env("CARGO_TERM_COLOR", "always");
     }
 }
 
@@ -412,11 +429,12 @@ mod tests {
         let pace = (20.0 * USUAL + 10.0) / (10.0 * USUAL + 10.0);
         let left = work.time(Duration::from_secs_f64(20.0 * USUAL)).as_secs_f64();
         assert!((left - pace * 15.0 * USUAL).abs() < 1e-6, "{left}");
-        assert!((work.share() - 0.4).abs() < 1e-9);
+        assert!((work.share(Duration::ZERO) - 0.4).abs() < 1e-9);
         for library in &libraries[20..] {
             work.built(library, false);
         }
-        assert_eq!((work.share(), work.time(Duration::from_secs(60))), (1.0, Duration::ZERO));
+        let passed = Duration::from_secs(60);
+        assert_eq!((work.share(passed), work.time(passed)), (1.0, Duration::ZERO));
     }
 
     #[test]
@@ -424,9 +442,9 @@ mod tests {
         let mut work = work(&["a", "b", "c", "d"], 2);
         work.built("a", true);
         work.built("b", true);
-        assert_eq!((work.share(), work.time(Duration::ZERO).as_secs_f64()), (0.0, USUAL));
+        assert_eq!((work.share(Duration::ZERO), work.time(Duration::ZERO).as_secs_f64()), (0.0, USUAL));
         work.built("of nobody's list", false);
-        assert_eq!(work.share(), 0.0);
+        assert_eq!(work.share(Duration::ZERO), 0.0);
     }
 
     #[test]
@@ -434,8 +452,29 @@ mod tests {
         let units = [&CHAIN[..], &["syn", "quote"]].concat();
         let many = work(&units, 64);
         let chain: f64 = CHAIN.iter().map(|unit| many.left[*unit]).sum();
-        assert_eq!(many.seconds(), chain);
-        assert!(work(&units, 1).seconds() > chain);
+        assert_eq!(many.seconds(0.0), chain);
+        assert!(work(&units, 1).seconds(0.0) > chain);
+    }
+
+    #[test]
+    fn what_is_being_compiled_gets_done_while_time_passes() {
+        let mut work = work(&CHAIN, 2);
+        let whole = work.seconds(0.0);
+        work.begins("torch_sys".to_owned(), Duration::from_secs(5));
+        assert_eq!(work.seconds(5.0), whole);
+        assert!((work.seconds(25.0) - (whole - 20.0)).abs() < 1e-9);
+        // It takes longer than foreseen: the pace says so, and something is always left of it.
+        let late = work.seconds(500.0);
+        assert!(late > whole - work.left["torch_sys"]);
+        work.built("torch_sys", false);
+        assert!(work.seconds(500.0) < late);
+    }
+
+    #[test]
+    fn lines_say_what_is_being_compiled() {
+        assert_eq!(begun("   Compiling torch-sys v0.26.0").as_deref(), Some("torch_sys"));
+        assert_eq!(begun("\u{1b}[1m\u{1b}[92m   Compiling\u{1b}[0m tch v0.26.0").as_deref(), Some("tch"));
+        assert_eq!(begun("    Finished `dev` profile"), None);
     }
 
     #[test]

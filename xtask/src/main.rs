@@ -144,7 +144,7 @@ fn run(cli: Cli) -> Result<()> {
         set_up()?;
         let mut progress = Progress::new(&environment, arguments, since);
         compiling.finish(progress.as_mut());
-        progress.map_or(Ok(()), |progress| progress.build(command))
+        progress.map_or(Ok(()), |progress| progress.build(&environment, command))
     };
     match cli.command {
         Task::Libtorch(options) => {
