@@ -312,11 +312,17 @@ impl Progress {
 
     /// Shows how far a build is, and gives its lines to `show`, until it ends or a line `is_last`.
     fn follow(&mut self, said: &Receiver<Said>, show: impl Fn(&str), is_last: impl Fn(&str) -> bool) {
+        const PAUSE: Duration = Duration::from_millis(250);
+        let mut shown = Instant::now();
         loop {
             let passed = self.since.elapsed();
-            self.bar.set_message(words(self.work.time(passed)));
-            self.bar.set_position((self.work.share(passed) * 1000.0) as u64);
-            match said.recv_timeout(Duration::from_millis(500)) {
+            // Not at once: what was said before anybody listened comes first.
+            if shown.elapsed() >= PAUSE {
+                shown = Instant::now();
+                self.bar.set_message(words(self.work.time(passed)));
+                self.bar.set_position((self.work.share(passed) * 1000.0) as u64);
+            }
+            match said.recv_timeout(PAUSE) {
                 Ok(Said::Built(unit, before)) => self.work.built(&unit, before),
                 Ok(Said::Line(line)) if is_last(&line) => return,
                 Ok(Said::Line(line)) => {
