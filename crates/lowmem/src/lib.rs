@@ -74,7 +74,7 @@ pub use parts::{Held, PartRequest, Parts, Slice, TensorRequest};
 pub use progress::{NoProgress, Progress};
 pub use recipe::{Encoding, Recipe, Spelled, Step};
 pub use report::LoadReport;
-pub use rows::{matrix_times_vector, rows_times_vectors, sums_of_rows, tensor_of};
+pub use rows::{matrix_times_vector, numbers_of, rows_times_vectors, sums_of_rows, tensor_of};
 pub use save::{save_bin, save_numbered_bin, save_safetensors};
 pub use settings::bin_settings;
 pub use source::{HubOptions, Source};

@@ -263,19 +263,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// So few elements libtorch converts on the thread that asks.
-const ON_THIS_THREAD: usize = 1 << 15;
-
-/// The elements of a tensor. Its pieces are converted one by one: threads that libtorch wakes for a whole vocabulary wait busily
-/// for more, and take the time of those that multiply next.
+/// The elements of a tensor. Libtorch would wake threads to convert a whole vocabulary, which wait busily for more and take the time
+/// of those that multiply next.
 fn numbers(tensor: &Tensor) -> Result<Vec<f64>, TchError> {
-    let flat = tensor.f_to_device(Device::Cpu)?.f_flatten(0, -1)?;
-    let mut values = vec![0.0_f64; flat.numel()];
-    let mut from = 0;
-    for values in values.chunks_mut(ON_THIS_THREAD) {
-        let piece = flat.f_narrow(0, from, values.len() as i64)?.f_to_kind(Kind::Double)?;
-        piece.f_copy_data(values, values.len())?;
-        from += values.len() as i64;
+    let tensor = tensor.f_to_device(Device::Cpu)?;
+    if let Some(numbers) = lowmem::numbers_of(&tensor)? {
+        return Ok(numbers.into_iter().map(f64::from).collect());
     }
+    let tensor = tensor.f_to_kind(Kind::Double)?;
+    let mut values = vec![0.0_f64; tensor.numel()];
+    tensor.f_copy_data(&mut values, tensor.numel())?;
     Ok(values)
 }

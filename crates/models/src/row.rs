@@ -1,21 +1,11 @@
 //! What a run of a single token computes between its products, on the CPU and in f32, without libtorch: for a few hundred numbers each of
 //! its calls costs more than the work. A layer norm by libtorch is one call, an RMS norm seven, a rotation six.
 
-use tch::{Device, Kind, TchError, Tensor};
+use tch::{TchError, Tensor};
 
 /// The numbers of a tensor; `None` where it is not f32, bf16 or f16 on the CPU, or gradients are recorded.
 pub(crate) fn numbers(x: &Tensor) -> Result<Option<Vec<f32>>, TchError> {
-    let is_known = matches!(x.f_kind()?, Kind::Float | Kind::BFloat16 | Kind::Half);
-    if !is_known || x.device() != Device::Cpu || x.requires_grad() {
-        return Ok(None);
-    }
-    let mut numbers = vec![0.0; x.numel()];
-    if x.f_kind()? == Kind::Float {
-        x.f_copy_data(&mut numbers, x.numel())?;
-    } else {
-        x.f_to_kind(Kind::Float)?.f_copy_data(&mut numbers, x.numel())?;
-    }
-    Ok(Some(numbers))
+    if x.requires_grad() { Ok(None) } else { lowmem::numbers_of(x) }
 }
 
 /// A tensor of the shape and dtype of `x`: what is computed of a row is rounded once.
@@ -53,6 +43,8 @@ pub(crate) fn softmax(scores: &mut [f32]) {
 
 #[cfg(test)]
 mod tests {
+    use tch::{Device, Kind};
+
     use super::*;
 
     #[test]
