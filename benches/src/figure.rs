@@ -163,6 +163,12 @@ impl Figure {
         Self { also, ..self.beside(name, value, Role::Floor) }
     }
 
+    /// With what else should be known, in parentheses.
+    pub fn also(mut self, name: impl Into<String>, value: f64) -> Self {
+        self.also.push(Beside { name: name.into(), value, role: Role::Floor });
+        self
+    }
+
     fn beside(mut self, name: impl Into<String>, value: f64, role: Role) -> Self {
         self.against = Some(Beside { name: name.into(), value, role });
         self

@@ -21,16 +21,22 @@ use crate::{environment::Environment, steps};
 
 /// Packages and targets that take long, in seconds of one processor, as `cargo build --timings` says them. They need not be exact:
 /// they are weighed against each other.
-const SLOW: [(&str, f64); 26] = [
+const SLOW: [(&str, f64); 32] = [
+    ("arrow_select", 5.0),
     ("clap_builder", 3.0),
+    ("fancy_regex", 6.0),
     ("harfrust", 2.5),
     ("jiff", 2.5),
+    ("jsonschema", 9.0),
     ("lens", 4.0),
     ("lowmem", 3.5),
     ("minijinja", 5.0),
     ("models", 5.0),
     ("ndarray", 2.0),
+    ("object_store", 8.0),
+    ("parquet", 11.0),
     ("partial", 2.5),
+    ("proptest", 6.0),
     ("read_fonts", 5.5),
     ("regex_automata", 3.0),
     ("rustix", 3.0),

@@ -44,8 +44,8 @@ use transformer_utils::{
     lens::{Lens, LensOptions, Measure, TunedLens, TunedLensConfig},
     lowmem::{Checkpoint, DtypeChoice, LoadOptions, Progress, Residency},
     models::{
-        Action, GenerateOptions, Input, Layout, LogitsAt, Model, NoObserver, Observer, ObserverError, Point, Site,
-        generate,
+        Action, Architecture, GenerateOptions, Input, Layer, Layout, LogitsAt, Model, NoObserver, Observer,
+        ObserverError, Point, Site, generate,
     },
     partial::{Edit, Generation, Plan, Run, partial_forward},
     tch::{self, Device, Kind, Tensor, utils},
@@ -328,18 +328,22 @@ impl Bench {
             let mut add = |name: &str, runs| figures.push(Figure::new(&format!("{name}_{tokens}"), "s", runs));
             let plain = Rows::ready(&matrices, tokens, kind, false)?;
             let plain = || timed(|| plain.times_all(&matrices));
+            let rest = Rest::ready(self.model.architecture(), tokens, kind)?;
+            let rest = || timed(|| rest.run());
             // oneDNN takes bf16 anyway.
             if kind == Kind::Float && utils::has_mkldnn() {
                 let prepared = Rows::ready(&matrices, tokens, kind, true)?;
                 let prepared = || timed(|| prepared.times_all(&matrices));
-                let [forward, blas, onednn] = turns(self.repeats, [&forward, &plain, &prepared])?;
+                let [forward, blas, onednn, rest] = turns(self.repeats, [&forward, &plain, &prepared, &rest])?;
                 add("forward", forward);
                 add("products_blas", blas);
                 add("products_onednn", onednn);
+                add("attention_and_activation", rest);
             } else {
-                let [forward, own] = turns(self.repeats, [&forward, &plain])?;
+                let [forward, own, rest] = turns(self.repeats, [&forward, &plain, &rest])?;
                 add("forward", forward);
                 add(if kind == Kind::Float { "products_blas" } else { "products_own" }, own);
+                add("attention_and_activation", rest);
             }
         }
         Ok(figures)
@@ -796,6 +800,33 @@ impl Rows {
                 (false, false, Some(bias)) => bias.f_addmm(rows, weight)?,
                 (false, false, None) => rows.f_matmul(weight)?,
             }));
+        }
+        Ok(())
+    }
+}
+
+/// What a forward computes beside its products with weights, by one call of libtorch each.
+struct Rest {
+    /// For each layer the queries, `[1, head, position, d_head]`, which stand for keys and values, too, and what the
+    /// non-linearity reads, `[position, d_mlp]`.
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl Rest {
+    fn ready(architecture: &Architecture, tokens: i64, kind: Kind) -> Result<Self> {
+        let random = |shape: &[i64]| Tensor::f_randn(shape, (Kind::Float, Device::Cpu))?.f_to_kind(kind);
+        let layer = |layer: &Layer| {
+            let attention = &layer.attention;
+            Ok((random(&[1, attention.heads, tokens, attention.d_head])?, random(&[tokens, layer.mlp.d_mlp])?))
+        };
+        Ok(Self { layers: architecture.layers.iter().map(layer).collect::<Result<_>>()? })
+    }
+
+    fn run(&self) -> Result<()> {
+        for (heads, neurons) in &self.layers {
+            let bias = None::<&Tensor>;
+            drop(black_box(Tensor::f_scaled_dot_product_attention(heads, heads, heads, bias, 0.0, true, None, false)?));
+            drop(black_box(neurons.f_gelu("tanh")?));
         }
         Ok(())
     }

@@ -35,6 +35,10 @@ struct Peer {
     times: Vec<Vec<f64>>,
 }
 
+/// What libtorch's fused attention and its GELU take where nothing else is done: a forward cannot do without, but they are no
+/// products with weights, to which its limit is bound.
+const REST: &str = "its attention and activations alone";
+
 /// One checkpoint; gives back our times for every length. `full` are those in f32.
 fn one(bench: &mut Bench, size: Size, dtype: Dtype, folder: &Path, full: &[f64]) -> Result<Vec<f64>> {
     let lengths = bench.options.lengths.clone();
@@ -72,7 +76,8 @@ fn one(bench: &mut Bench, size: Size, dtype: Dtype, folder: &Path, full: &[f64])
         let figure = Figure::new(&what, time, Unit::Seconds, &command).case(case);
         let floor = if length == 512 { Asked::TimesAtMost(1.15) } else { Asked::Nothing };
         let products = faster(&ours, "products", &format!("_{length}"), "its products");
-        bench.add(figure.clone().floor(products).asked(floor));
+        let rest = middle(&ours, &format!("attention_and_activation_{length}"))?;
+        bench.add(figure.clone().floor(products).also(REST, rest).asked(floor));
         for peer in &peers {
             let asked = match peer.name.as_str() {
                 "transformers" => of_transformers(size, dtype, length),
