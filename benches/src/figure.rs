@@ -69,7 +69,7 @@ pub enum Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// What cannot be undercut: the products alone, the memory's speed, plain copying.
+    /// What cannot be undercut: the products alone, reading the weights, plain copying.
     Floor,
     /// Another library doing the same.
     Peer,

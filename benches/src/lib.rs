@@ -108,7 +108,7 @@ pub enum Section {
     Same,
     /// A forward of 1 to 1024 tokens in f32 and bf16, beside its products and its peers
     Forward,
-    /// Greedy generation of one text with and without a cache, beside the memory's speed and its peers
+    /// Greedy generation of one text with and without a cache, beside reading the weights and its peers
     Generate,
     /// Three activations, stopping at the deepest; observers and captures
     Partial,

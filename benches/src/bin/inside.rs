@@ -94,10 +94,8 @@ enum Section {
     Products,
     /// Forwards that stop after an eighth, a quarter, a half and all of the blocks
     Depth,
-    /// Greedy generation, with a cache, under an edit, and without a cache
+    /// Greedy generation, with a cache, under an edit, and without a cache, beside reading the weights as often
     Generate,
-    /// How fast memory is read, and what a new token has to read
-    Speed,
     /// Reading the weights and writing half as many bytes, on one and two threads
     Copying,
     /// A forward of one token with an observer that wants nothing
@@ -265,7 +263,6 @@ impl Bench {
             Section::Products => self.products(),
             Section::Depth => self.depth(),
             Section::Generate => self.generate(),
-            Section::Speed => self.speed(),
             Section::Copying => self.copying(),
             Section::Observer => self.observer(),
             Section::Captures => self.captures(),
@@ -432,41 +429,38 @@ impl Bench {
             }
             between(&times)
         };
-        let [with, edited, without] = turns(self.repeats, [&with, &edited, &without])?;
+        let weights = self.weights()?;
+        let passes = cached.saturating_sub(1).max(1);
+        // Libtorch's sum needs every number and next to no arithmetic.
+        let read = || {
+            let all = timed(|| {
+                for weight in std::iter::repeat_n(&weights, passes).flatten() {
+                    drop(black_box(weight.f_sum(Kind::Float)?));
+                }
+                Ok(())
+            });
+            Ok(all? / passes as f64)
+        };
+        let [with, edited, without, read] = turns(self.repeats, [&with, &edited, &without, &read])?;
+        let bytes: usize = weights.iter().map(|weight| size_of::<f32>() * weight.numel()).sum();
         Ok(vec![
             Figure::new("token_cached", "s", with),
             Figure::new("token_edited", "s", edited),
             Figure::new("token_uncached", "s", without),
+            Figure::new("token_read", "s", read),
+            Figure::one("token_bytes", "bytes", bytes as f64),
         ])
     }
 
-    /// What a token cannot do without: reading every weight but the embedding's once.
-    fn speed(&self) -> Result<Vec<Figure>> {
+    /// What a token cannot do without reading, the matrices behind the embedding, as numbers of f32 whatever they hold.
+    fn weights(&self) -> Result<Vec<Tensor>> {
         let parts = self.model.parts();
-        let mut bytes = 0.0;
+        let mut weights = Vec::new();
         for part in 1..parts.len() {
-            for tensor in parts.get(part, None)? {
-                bytes += tensor.numel() as f64 * tensor.f_kind()?.elt_size_in_bytes() as f64;
-            }
+            let matrices = parts.get(part, None)?.into_iter().filter(|tensor| tensor.dim() == 2);
+            weights.extend(matrices.map(|matrix| matrix.f_view_dtype(Kind::Float)).collect::<Result<Vec<_>, _>>()?);
         }
-        // Far more than any cache holds.
-        let memory: Vec<u64> = (0..WORDS).collect();
-        let threads = usize::try_from(tch::get_num_threads()).unwrap_or(1).max(1);
-        let speeds = (0..self.repeats.max(3)).map(|_| {
-            let seconds = timed(|| {
-                thread::scope(|scope| {
-                    let share = memory.chunks(memory.len().div_ceil(threads));
-                    let readers: Vec<_> = share.map(|share| scope.spawn(move || sum(share))).collect();
-                    let sums =
-                        readers.into_iter().map(|reader| reader.join().map_err(|_| anyhow!("a reader panicked")));
-                    sums.sum::<Result<u64>>()
-                })
-            })?;
-            Ok(size_of_val(&memory[..]) as f64 / 1e9 / seconds)
-        });
-        // A floor is what was reached once.
-        let fastest = speeds.collect::<Result<Vec<f64>>>()?.into_iter().fold(0.0, f64::max);
-        Ok(vec![Figure::one("token_bytes", "bytes", bytes), Figure::one("read_speed", "GB/s", fastest)])
+        Ok(weights)
     }
 
     /// What converting f32 to bf16 cannot do without: reading the files, which are in the page cache, and writing half as
@@ -657,21 +651,6 @@ impl Bench {
 const FOUR: [Measure; 4] = [Measure::Logits, Measure::Probs, Measure::Ranks, Measure::Kl];
 
 const QUESTIONS: usize = 1_000_000;
-
-/// Numbers of 8 bytes that are read to see how fast memory is: 1 GiB.
-const WORDS: u64 = 1 << 27;
-
-/// The sum, which needs every number and next to no arithmetic.
-fn sum(numbers: &[u64]) -> u64 {
-    let mut sums = [0_u64; 16];
-    let mut chunks = numbers.chunks_exact(sums.len());
-    for chunk in &mut chunks {
-        for (sum, number) in sums.iter_mut().zip(chunk) {
-            *sum = sum.wrapping_add(*number);
-        }
-    }
-    sums.iter().chain(chunks.remainder()).fold(0, |all, number| all.wrapping_add(*number))
-}
 
 /// Seconds from one of these moments to the next, on average.
 fn between(times: &[Instant]) -> Result<f64> {

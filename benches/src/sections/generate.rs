@@ -1,4 +1,4 @@
-//! Greedy generation of one text, with and without a cache, beside the memory's speed and its peers.
+//! Greedy generation of one text, with and without a cache, beside reading the weights and its peers.
 
 use std::path::Path;
 
@@ -28,7 +28,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 
 fn one(bench: &mut Bench, size: Size, dtype: Dtype, folder: &Path) -> Result<()> {
     let [cached, uncached] = NEW;
-    let arguments = format!("--only generate,speed --tokens {TOKENS} --new-tokens {cached} {uncached} --repeats 1");
+    let arguments = format!("--only generate --tokens {TOKENS} --new-tokens {cached} {uncached} --repeats 1");
     let call = bench.inside_call(folder, &arguments)?;
     let peer = bench.peer("generate.py").map(|peer| {
         peer.arg(bench.relative(folder)).args(&format!("{} {TOKENS} {cached} {uncached} 1", dtype.torch()))
@@ -58,13 +58,10 @@ fn one(bench: &mut Bench, size: Size, dtype: Dtype, folder: &Path) -> Result<()>
     };
     let (figure_with, case) = figure(middle(&ours, "token_cached")?, "cached");
     let figure_with = figure_with.case(case);
-    // Of each run the fastest, of the runs the middle: on hosts that share memory its speed varies twofold within minutes, and tokens
-    // were generated at the speed of their time.
-    let speed = middle(&ours, "read_speed")?;
-    let floor = speed * 1e9 / middle(&ours, "token_bytes")?;
+    let read = middle(&ours, "token_read")?;
     let asked = if size == Size::Gpt2 && dtype == Dtype::F32 { Asked::Nothing } else { Asked::TimesAtMost(1.2) };
-    let name = format!("reading the weights at {speed:.1} GB/s");
-    bench.add(figure_with.clone().floor([(name, floor)]).asked(asked));
+    let name = format!("reading the weights at {:.1} GB/s", middle(&ours, "token_bytes")? / read / 1e9);
+    bench.add(figure_with.clone().floor([(name, 1.0 / read)]).asked(asked));
     if let Some(peer) = &peer {
         let least = if size == Size::Gpt2 { Asked::FasterBy(1.5) } else { Asked::Faster };
         let figure = figure_with.clone().peer("transformers", 1.0 / median(&with)).asked(least);
