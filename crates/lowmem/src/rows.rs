@@ -247,27 +247,36 @@ fn whole(numbers: &[f32], size: usize, count: usize) -> Option<&[f32]> {
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
 fn add_f32(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
-    add_fours(rows, weights, out);
+    add(rows, weights, out, |number| number);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
 fn add_bf16(rows: &[&[u16]], weights: &[f32], out: &mut [f32]) {
-    add_one_by_one(rows, weights, out, bf16_to_f32);
+    add(rows, weights, out, bf16_to_f32);
 }
 
 #[multiversion(targets("x86_64+avx512f+avx512bw+avx512dq+avx512vl", "x86_64+avx+avx2+f16c+fma"), dispatcher = "direct")]
 fn add_f16(rows: &[&[u16]], weights: &[f32], out: &mut [f32]) {
-    add_one_by_one(rows, weights, out, f16_to_f32);
+    add(rows, weights, out, f16_to_f32);
+}
+
+/// The most sums that stay in a processor's first cache while rows pass through it: 16 KiB, half of the smallest.
+const NEAR: usize = 4096;
+
+/// Adds rows with their weights, one after the other in every element. On AMD EPYC, rows of 768 to 3072 numbers in bf16 took a tenth less
+/// time one by one than together, longer ones an eighth to a quarter more.
+#[inline(always)]
+fn add<T: Copy>(rows: &[&[T]], weights: &[f32], out: &mut [f32], number: impl Fn(T) -> f32 + Copy) {
+    if out.len() > NEAR { add_together(rows, weights, out, number) } else { add_one_by_one(rows, weights, out, number) }
 }
 
 /// Elements of a row that are added before the next are asked for.
 const AT_ONCE: usize = 64;
 
-/// Bytes of rows of half the width that are asked for before they are needed. Between 256 and 2048 make no difference.
+/// Bytes of rows that are asked for before they are needed. Between 256 and 2048 make no difference.
 const AHEAD: usize = 1024;
 
-/// Adds rows with their weights, one after the other, and asks for what follows in memory: of half the width, what a processor brings
-/// by itself is less than memory gives. Measured on AMD EPYC: 27 GB/s, and 22 GB/s where four rows were added at a time.
+/// A row at a time, as it lies in memory, which is asked for what follows: what a processor brings by itself ends with a page.
 #[inline(always)]
 fn add_one_by_one<T: Copy>(rows: &[&[T]], weights: &[f32], out: &mut [f32], number: impl Fn(T) -> f32 + Copy) {
     let d = out.len().max(1);
@@ -282,18 +291,31 @@ fn add_one_by_one<T: Copy>(rows: &[&[T]], weights: &[f32], out: &mut [f32], numb
     }
 }
 
-/// The same in f32, which comes as fast as memory gives it; four rows at a time, so that `out` is read and written less often.
+/// Rows that are added at once.
+const TOGETHER: usize = 8;
+
+/// Some rows at a time, whose sums stay in registers meanwhile: all of them at once would push each other out of the first cache.
 #[inline(always)]
-fn add_fours(rows: &[&[f32]], weights: &[f32], out: &mut [f32]) {
-    let ((fours, rest), (four_weights, rest_weights)) = (rows.as_chunks::<4>(), weights.as_chunks::<4>());
-    for ([a, b, c, d], weights) in fours.iter().zip(four_weights) {
-        for ((((out, a), b), c), d) in out.iter_mut().zip(*a).zip(*b).zip(*c).zip(*d) {
-            let two = weights[1].mul_add(*b, weights[0].mul_add(*a, *out));
-            *out = weights[3].mul_add(*d, weights[2].mul_add(*c, two));
+fn add_together<T: Copy>(rows: &[&[T]], weights: &[f32], out: &mut [f32], number: impl Fn(T) -> f32 + Copy) {
+    let ((groups, rest), (group_weights, rest_weights)) =
+        (rows.as_chunks::<TOGETHER>(), weights.as_chunks::<TOGETHER>());
+    for (rows, weights) in groups.iter().zip(group_weights) {
+        let (blocks, last) = out.as_chunks_mut::<AT_ONCE>();
+        let begin_of_last = blocks.len() * AT_ONCE;
+        for (begin, out) in (0..).step_by(AT_ONCE).zip(blocks) {
+            let mut sums = *out;
+            for (row, weight) in rows.iter().zip(weights) {
+                let Some(part) = row.get(begin..).and_then(|row| row.first_chunk::<AT_ONCE>()) else { continue };
+                add_weighted(&mut sums, part, *weight, number);
+            }
+            *out = sums;
+        }
+        for (row, weight) in rows.iter().zip(weights) {
+            add_weighted(last, row.get(begin_of_last..).unwrap_or_default(), *weight, number);
         }
     }
     for (row, weight) in rest.iter().zip(rest_weights) {
-        add_weighted(out, row, *weight, |number| number);
+        add_weighted(out, row, *weight, number);
     }
 }
 
@@ -339,7 +361,7 @@ mod tests {
     #[test]
     fn a_matrix_is_multiplied_whichever_way_it_lies_and_however_large() {
         tch::manual_seed(1);
-        for (out, width) in [(7, 5), (1, 300), (700, 301), (513, 769)] {
+        for (out, width) in [(7, 5), (1, 300), (700, 301), (513, 769), (4500, 21)] {
             for kind in [Kind::Float, Kind::BFloat16, Kind::Half] {
                 let (matrix, x) = (random(&[out, width]).to_kind(kind), random(&[width]));
                 let exact = matrix.to_kind(Kind::Double).matmul(&x.to_kind(Kind::Double)).to_kind(Kind::Float);
