@@ -124,8 +124,8 @@ pub fn test(environment: &Environment, arguments: &[OsString]) -> Command {
         command.args(["--workspace", "--exclude", "bench"]);
     }
     command.arg("--all-features").args(arguments);
-    // Each test has libtorch's threads of its own. More of them than processors wait busily for one another: measured, the tests
-    // took a half longer, those of `partial` four times as long.
+    // Each test has libtorch's threads of its own. More of them than processors wait busily for one another: measured on two cores,
+    // the tests took two fifths longer, those of `partial` almost four times as long.
     if environment.get(WAIT_POLICY).is_none() {
         command.env(WAIT_POLICY, "passive");
     }

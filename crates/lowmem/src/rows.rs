@@ -140,8 +140,8 @@ fn rows_shared(matrix: &Tensor, vector: &Arc<[f32]>, threads: usize) -> Option<V
 /// Each thread adds rows of its own, in pieces that do not depend on how many threads there are.
 fn turned_times_vector(matrix: &Tensor, vector: &Arc<[f32]>, worth: usize, threads: usize) -> Option<Vec<f32>> {
     let (n, d) = sizes(matrix)?;
-    // Whole fours, which are added at once.
-    let piece = n.div_ceil(worth.min(PIECES)).next_multiple_of(4);
+    // Whole groups of rows that are added at once.
+    let piece = n.div_ceil(worth.min(PIECES)).next_multiple_of(TOGETHER);
     // Where there are more threads than pieces, they share columns as well, which are sums of their own.
     let width = d.div_ceil(threads.div_ceil(n.div_ceil(piece)));
     let piece =
